@@ -1,0 +1,41 @@
+"""fxslim: find every multi-head attention of a PyTorch model and cut out the heads it does not need."""
+
+from fxslim.capture import capture
+from fxslim.compile import Report, compile, insert_head_masks, narrow, score
+from fxslim.criteria import CRITERIA, Criterion
+from fxslim.errors import (
+    CaptureError,
+    CheckpointError,
+    FxslimError,
+    PlanError,
+    UnsupportedSite,
+    VerificationError,
+)
+from fxslim.plan import PruningPlan, plan
+from fxslim.show import show
+from fxslim.sites import AttentionSite, Projection, find_attention
+from fxslim.verify import verify
+
+__all__ = [
+    "CRITERIA",
+    "AttentionSite",
+    "CaptureError",
+    "CheckpointError",
+    "Criterion",
+    "FxslimError",
+    "PlanError",
+    "Projection",
+    "PruningPlan",
+    "Report",
+    "UnsupportedSite",
+    "VerificationError",
+    "capture",
+    "compile",
+    "find_attention",
+    "insert_head_masks",
+    "narrow",
+    "plan",
+    "score",
+    "show",
+    "verify",
+]

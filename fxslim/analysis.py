@@ -1,0 +1,167 @@
+"""The analysis: one forward walk that finds out what every dimension of every tensor is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import fx
+
+from fxslim import graph
+from fxslim.axes import Axis, Block, block, fresh, leaves, resolve, size
+from fxslim.calls import Call, Contraction, Dims, RuleMismatch
+from fxslim.rules import row_for
+
+__all__ = ["AxisMap", "Use", "analyse"]
+
+Use = tuple[fx.Node, fx.Node]
+"""(user, operand): one place where a value is used."""
+
+
+@dataclass
+class AxisMap:
+    """What every dimension is made of.
+
+    Attributes:
+        dims: for each node, the dims of each of its tensor results.
+        contractions: for each node that sums over axes, the operands and factors it sums over.
+        selected: for each use at which heads are selected rather than shared, the operand's dims
+            as that use sees them.
+        unruled: nodes whose operator has no rule, or whose rule did not fit.
+    """
+
+    program: fx.GraphModule
+    dims: dict[fx.Node, list[Dims]] = field(default_factory=dict)
+    contractions: dict[fx.Node, list[Contraction]] = field(default_factory=dict)
+    selected: dict[Use, Dims] = field(default_factory=dict)
+    unruled: list[fx.Node] = field(default_factory=list)
+
+    def of(self, node: fx.Node) -> Dims:
+        """The dims of a node's (first) result."""
+        return self.dims[node][0] if self.dims.get(node) else ()
+
+    def seen_by(self, user: fx.Node, operand: fx.Node) -> Dims:
+        """The dims of `operand` as `user` sees them."""
+        return self.selected.get((user, operand)) or self.of(operand)
+
+    def axes(self, node: fx.Node) -> set[Axis]:
+        """The leaves that any result of `node` carries."""
+        return {leaf for dims in self.dims.get(node, []) for dim in dims for leaf in leaves(dim)}
+
+    def on(self, program: fx.GraphModule, copy: Mapping[fx.Node, fx.Node]) -> AxisMap:
+        """The same axes on a copy of the program."""
+        return AxisMap(
+            program,
+            {copy[node]: dims for node, dims in self.dims.items()},
+            {
+                copy[node]: [replace(c, operand=copy[c.operand]) for c in contractions]
+                for node, contractions in self.contractions.items()
+            },
+            {(copy[user], copy[node]): dims for (user, node), dims in self.selected.items()},
+            [copy[node] for node in self.unruled],
+        )
+
+    def call(self, node: fx.Node) -> Call:
+        """The call of `node`, as its rule sees it."""
+        return Call(
+            node,
+            lambda operand: self.seen_by(node, operand),
+            graph.arguments(node),
+            [graph.shape(value) for value in _results(node)],
+        )
+
+
+def _results(node: fx.Node) -> list[torch.Tensor]:
+    """The tensors that `node` computes, in order."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
+def analyse(program: fx.GraphModule, select_at: Collection[Use] = ()) -> AxisMap:
+    """Walk `program` once and return its axis map.
+
+    At the uses in `select_at` the operand shares no axis with its other uses: narrowing selects
+    from it there.
+    """
+    axis_map = AxisMap(program)
+    tensors: dict[int, list[Dims]] = {}
+    operands: dict[fx.Node, list[fx.Node]] = {}
+    for user, operand in select_at:
+        operands.setdefault(user, []).append(operand)
+    for node in program.graph.nodes:
+        for operand in operands.get(node, ()):
+            axis_map.selected[node, operand] = _copy(axis_map.of(operand))
+        if node.op == "get_attr" and graph.is_tensor(node):
+            tensor = graph.attribute(program, node.target)
+            known = tensors.setdefault(id(tensor), _fresh_results(node, None))
+            axis_map.dims[node] = known
+        elif node.op == "placeholder":
+            axis_map.dims[node] = _fresh_results(
+                node, Block("is a size of the graph's input", node.name)
+            )
+        elif node.op == "output":
+            _block_outputs(axis_map, node)
+        elif node.op == "call_function":
+            _visit(axis_map, node)
+    return axis_map
+
+
+def _copy(dims: Dims) -> Dims:
+    """The same factors with identities of their own."""
+    return tuple(tuple(Axis(axis.size) for axis in resolve(dim)) for dim in dims)
+
+
+def _fresh_results(node: fx.Node, blocked: Block | None) -> list[Dims]:
+    return [tuple(fresh(n, blocked) for n in graph.shape(v)) for v in _results(node)]
+
+
+def _block_outputs(axis_map: AxisMap, node: fx.Node) -> None:
+    for operand in graph.tensor_inputs(node):
+        for dims in axis_map.dims.get(operand, []):
+            for dim in dims:
+                block(dim, Block("is a size of the graph's output", operand.name))
+
+
+def _visit(axis_map: AxisMap, node: fx.Node) -> None:
+    """Give `node` its dims: by its row, or, where there is none, by refusing what it touches."""
+    results = _results(node)
+    if graph.operator_name(node) == "getitem" and node.args[0] in axis_map.dims:
+        source, item = node.args[0], node.args[1]
+        axis_map.dims[node] = [_item(axis_map, source, item)]  # type: ignore[arg-type]
+        return
+    if not results:
+        return
+    row = row_for(node) if isinstance(node.target, torch._ops.OpOverload) else None
+    reason = f"{graph.operator_name(node)} has no rule"
+    if row is not None:
+        call = axis_map.call(node)
+        try:
+            dims = row.rule(call)
+        except RuleMismatch as mismatch:
+            reason = f"the rule of {graph.operator_name(node)} does not fit: {mismatch}"
+        else:
+            if [tuple(map(size, d)) for d in dims] == call.shapes:
+                axis_map.dims[node] = dims
+                if call.contracted:
+                    axis_map.contractions[node] = call.contracted
+                return
+            reason = f"the rule of {graph.operator_name(node)} gives other sizes than PyTorch"
+    _refuse(axis_map, node, Block(reason, node.name, unruled=graph.operator_name(node)))
+
+
+def _item(axis_map: AxisMap, source: fx.Node, item: int) -> Dims:
+    """The dims of one of several results (only tensors are counted)."""
+    values = source.meta["val"]
+    before = [v for v in values[:item] if isinstance(v, torch.Tensor)]
+    return axis_map.dims[source][len(before)]
+
+
+def _refuse(axis_map: AxisMap, node: fx.Node, why: Block) -> None:
+    axis_map.unruled.append(node)
+    for operand in graph.tensor_inputs(node):
+        for dims in axis_map.dims.get(operand, []):
+            for dim in dims:
+                block(dim, why)
+    axis_map.dims[node] = _fresh_results(node, why)

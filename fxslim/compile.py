@@ -1,0 +1,195 @@
+"""One call: capture, find, mask, score, plan, narrow, verify.  Read `compile` top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from fxslim.axes import Axis
+from fxslim.capture import capture, is_captured
+from fxslim.criteria import CRITERIA, Criterion, LossFn
+from fxslim.errors import UnsupportedSite
+from fxslim.examples import Inputs
+from fxslim.passes import InsertHeadMasks, Narrow
+from fxslim.plan import PruningPlan, Scope, check_plan
+from fxslim.plan import plan as make_plan
+from fxslim.sites import AttentionSite, Located, locate
+from fxslim.verify import verify as check
+
+__all__ = ["Report", "compile", "insert_head_masks", "narrow", "score"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done, and to what: ``slim.meta["fxslim"]``.
+
+    Attributes:
+        plan: which heads each site kept.
+        sites: every attention that was found, refused ones too.
+        scores: the scores of the prunable sites' heads, where a criterion made them.
+        max_difference: the largest difference of slim and masked on the example inputs; None if it
+            was not measured.
+    """
+
+    plan: PruningPlan
+    sites: list[AttentionSite]
+    scores: dict[str, torch.Tensor] = field(default_factory=dict)
+    max_difference: float | None = None
+
+
+def compile(
+    model: nn.Module,
+    sparsity: float = 0.5,
+    example_inputs: Inputs | None = None,
+    *,
+    criterion: str | Criterion = "weight_product",
+    calibration: Iterable[Inputs] | None = None,
+    loss_fn: LossFn | None = None,
+    plan: PruningPlan | None = None,
+    scope: Scope = "global",
+    min_heads: int = 1,
+    dynamic: bool = True,
+    verify: bool = True,
+) -> fx.GraphModule:
+    """Remove attention heads from `model` and return a narrower program that computes the rest.
+
+    Args:
+        model: any `nn.Module`; a program that `capture` made is taken as it is.  Not changed.
+        sparsity: the share of prunable heads to remove, in [0, 1); never more.
+        example_inputs: a tuple (positional), a dict (keyword) or a tensor; derived where possible.
+        criterion: a name in `fxslim.CRITERIA` or an object with a `score` method.
+        calibration: batches in the form of `example_inputs`, for criteria that need data.
+        loss_fn: the loss of a model output, for criteria that need gradients.
+        plan: a plan to follow exactly, instead of scoring.
+        scope: "global", "local" or "uniform"; see `fxslim.plan`.
+        min_heads: heads that stay in every site; 0 lets a whole attention go.
+        dynamic: keep batch and sequence lengths symbolic, as far as the model allows.
+        verify: compare slim with masked on the example inputs.
+
+    Returns:
+        A `GraphModule` called as the model is, with ``meta["fxslim"]`` a `Report`.
+
+    Raises:
+        ValueError, TypeError: a bad argument, before any work.
+        CaptureError: PyTorch cannot export the model.
+        UnsupportedSite: no attention can be pruned; the message lists why.
+        VerificationError: slim and masked differ by more than rounding.
+    """
+    _check_arguments(sparsity, criterion, min_heads)
+    program = model if is_captured(model) else capture(model, example_inputs, dynamic=dynamic)
+    located = locate(program)
+    _check_prunable(located.sites, type(model).__name__)
+    masked = InsertHeadMasks(located)(program).graph_module
+    scores: dict[str, torch.Tensor] = {}
+    if plan is None:
+        scores = score(masked, criterion, calibration, loss_fn)
+        plan = make_plan(scores, located.sites, sparsity, scope=scope, min_heads=min_heads)
+    slim = _narrow(program, located, plan)
+    difference = check(slim, masked, plan, located.attentions) if verify else None
+    slim.meta["fxslim"] = Report(plan, located.sites, scores, difference)
+    return slim
+
+
+def insert_head_masks(
+    program: fx.GraphModule, sites: Sequence[AttentionSite] | None = None, *, trainable: bool = True
+) -> fx.GraphModule:
+    """Return `program` with a mask (heads,) at each prunable site, all 1.
+
+    Args:
+        program: what `fxslim.capture` returned; not changed.
+        sites: which sites to mask; all that are prunable where absent.
+        trainable: make the masks parameters rather than buffers.
+
+    Raises:
+        UnsupportedSite: a site in `sites` was changed to prunable, or is unknown to the program.
+    """
+    located = locate(program)
+    if sites is not None:
+        wanted = {site.name for site in sites if site.prunable}
+        unknown = wanted - {site.name for site in located.sites if site.prunable}
+        if unknown:
+            raise UnsupportedSite(f"the program has no prunable site {', '.join(sorted(unknown))}")
+        chosen = tuple(a for a in located.attentions if a.site.name in wanted)
+        located = Located(located.axis_map, chosen)
+    return InsertHeadMasks(located, trainable)(program).graph_module
+
+
+def score(
+    masked: fx.GraphModule,
+    criterion: str | Criterion = "weight_product",
+    calibration: Iterable[Inputs] | None = None,
+    loss_fn: LossFn | None = None,
+) -> dict[str, torch.Tensor]:
+    """Score the heads of a masked program.
+
+    Args:
+        masked: what `insert_head_masks` returned.
+        criterion: a name in `fxslim.CRITERIA` or an object with a `score` method.
+        calibration: batches of inputs, for criteria that need data.
+        loss_fn: the loss of a model output, for criteria that need gradients; `output.loss` if absent.
+
+    Returns:
+        For each prunable site by name, a tensor (heads,); higher matters more.
+
+    Raises:
+        ValueError: an unknown criterion, or calibration data is missing.
+    """
+    chosen = CRITERIA.get(criterion) if isinstance(criterion, str) else criterion
+    if chosen is None:
+        raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
+    return chosen.score(masked, masked.meta["sites"], calibration, loss_fn)
+
+
+def narrow(program: fx.GraphModule, plan: PruningPlan) -> fx.GraphModule:
+    """Return `program` without the heads that `plan` leaves out; `program` is not changed.
+
+    Raises:
+        PlanError: the plan does not fit the program's sites.
+        UnsupportedSite: the plan removes heads of a site that is not prunable.
+    """
+    located = locate(program)
+    slim = _narrow(program, located, plan)
+    slim.meta["fxslim"] = Report(plan, located.sites)
+    return slim
+
+
+def _narrow(program: fx.GraphModule, located: Located, plan: PruningPlan) -> fx.GraphModule:
+    check_plan(plan, located.sites)
+    return Narrow(located.axis_map, keep_of(located, plan))(program).graph_module
+
+
+def keep_of(located: Located, plan: PruningPlan) -> dict[Axis, list[int]]:
+    """The plan in terms of axes: for each unit axis that narrows, the coordinates that stay."""
+    keep: dict[Axis, list[int]] = {}
+    for attention in located.attentions:
+        kept = plan.kept.get(attention.site.name)
+        if kept is None or len(kept) == attention.site.num_heads:
+            continue
+        for axis in dict.fromkeys(attention.units):
+            on_axis = [n for n, unit in enumerate(attention.units) if unit is axis]
+            keep[axis] = sorted({attention.heads[n][axis] for n in on_axis if n in set(kept)})
+    return keep
+
+
+def _check_arguments(sparsity: float, criterion: str | Criterion, min_heads: int) -> None:
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be a number in [0, 1), not {sparsity!r}")
+    if isinstance(criterion, str) and criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
+    if min_heads < 0:
+        raise ValueError(f"min_heads must be 0 or more, not {min_heads}")
+
+
+def _check_prunable(sites: Sequence[AttentionSite], model: str) -> None:
+    """Never return an unchanged model in silence."""
+    if not sites:
+        raise UnsupportedSite(
+            f"{model} has no attention: no softmax or scaled_dot_product_attention over the product "
+            "of two projections was found in its graph"
+        )
+    if not any(site.prunable for site in sites):
+        reasons = "\n".join(f"  {site.name}: {site.reason}" for site in sites)
+        raise UnsupportedSite(f"{model} has attention, but none of it can be pruned:\n{reasons}")

@@ -1,0 +1,395 @@
+"""Cores: scores from two activations, normalised along the key length, summed with a third.
+
+No operator is named here.  A core starts at an operator whose row says that it makes probabilities
+(or is a whole attention); the contraction of two activations before it and the contraction over the
+key length after it are found by following axes, whatever views, masks and scales lie between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from fxslim import graph
+from fxslim.analysis import AxisMap, Use
+from fxslim.axes import Axis, Dim, leaves, resolve, size
+from fxslim.calls import Contraction
+from fxslim.rules import row_for
+from fxslim.weights import Weights
+
+__all__ = ["Core", "find_cores"]
+
+End = tuple[fx.Node, Contraction]
+
+
+@dataclass(frozen=True)
+class Core:
+    """One softmax (or whole attention) between projections.
+
+    Attributes:
+        node: the operator that makes the probabilities.
+        context: the nodes that sum probabilities times values over the key length.
+        heads: the head axes, outer to inner.
+        head_dim_factors: the factors of the probabilities that carry them.
+        key_axes: the axes of the keys.
+        projections: for query, key and value, (weight, product) pairs.
+        ends: where the heads of the context are summed over.
+        side: uses of operands that join in from the side and carry heads, with their ancestors.
+        refusal: why its heads cannot be told apart; empty if they can.
+    """
+
+    node: fx.Node
+    context: tuple[fx.Node, ...]
+    heads: tuple[Axis, ...]
+    head_dim_factors: Dim
+    head_dim: int
+    key_axes: frozenset[Axis]
+    is_cross: bool
+    projections: dict[str, list[tuple[fx.Node, fx.Node]]]
+    ends: tuple[End, ...] = ()
+    side: dict[Use, frozenset[fx.Node]] = field(default_factory=dict)
+    refusal: str = ""
+
+    @property
+    def weights(self) -> frozenset[fx.Node]:
+        """The query's weights: layers that share them are pruned together anyway."""
+        return frozenset(weight for weight, _ in self.projections["query"])
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """What a core is made of, before its heads are known."""
+
+    node: fx.Node
+    probabilities: Dim
+    query: list[fx.Node]
+    key: list[fx.Node]
+    value: list[fx.Node]
+    context: list[fx.Node]
+    keys: set[Axis]
+    head_dim: int
+
+
+def find_cores(axis_map: AxisMap, weights: Weights) -> list[Core]:
+    """Every core of the program, in the order of its graph."""
+    finder = _Finder(axis_map, weights)
+    found = []
+    for node in axis_map.dims:
+        row = row_for(node) if node.op == "call_function" else None
+        if row is None:
+            continue
+        if row.attention is not None:
+            operands = finder.whole(node, row.attention)
+        elif row.probability:
+            operands = finder.around(node)
+        else:
+            continue
+        core = finder.core(operands) if operands else None
+        if core is not None:
+            found.append(core)
+    return found
+
+
+class _Finder:
+    def __init__(self, axis_map: AxisMap, weights: Weights) -> None:
+        self.axis_map = axis_map
+        self.weights = weights
+        self.order = {node: i for i, node in enumerate(axis_map.program.graph.nodes)}
+
+    # ------------------------------------------------------------------- what the core is made of
+
+    def whole(self, node: fx.Node, names: tuple[str, str, str]) -> _Operands:
+        """The operands of an operator that is a whole attention."""
+        arguments = graph.arguments(node)
+        query, key, value = (arguments[name] for name in names)
+        dims = self.axis_map.of(node)
+        return _Operands(
+            node,
+            tuple(axis for dim in dims[:-1] for axis in dim),
+            [query],
+            [key],
+            [value],
+            [node],
+            set(leaves(self.axis_map.seen_by(node, key)[-2])),
+            size(self.axis_map.seen_by(node, query)[-1]),
+        )
+
+    def around(self, node: fx.Node) -> _Operands | None:
+        """The contractions before and after an operator that makes probabilities."""
+        dims = self.axis_map.of(node)
+        if not dims:
+            return None
+        along = self.axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
+        keys = set(leaves(dims[along]))
+        scores = self._scores(node, keys)
+        context, value = self._context(node, keys)
+        if not scores or not context:
+            return None
+        query, key, widths = [], [], []
+        for product in scores:
+            first, second = self._query_and_key(product, keys)
+            query.append(first)
+            key.append(second)
+            widths.append(self._width(product, first))
+        others = tuple(axis for i, dim in enumerate(dims) if i != along for axis in dim)
+        return _Operands(node, others, query, key, value, context, keys, widths[0])
+
+    def _scores(self, node: fx.Node, keys: set[Axis]) -> list[fx.Node]:
+        """The contractions of two activations that the probabilities are made of."""
+        found = []
+        for earlier in _closure([node], lambda n: self._operands_with(n, keys, self._is_scores)):
+            if earlier is not node and self._is_scores(earlier):
+                found.append(earlier)
+        return sorted(found, key=self.order.__getitem__)
+
+    def _operands_with(
+        self, node: fx.Node, axes: set[Axis], stop: Callable[[fx.Node], bool]
+    ) -> Iterable[fx.Node]:
+        if stop(node):
+            return ()
+        return (n for n in graph.tensor_inputs(node) if self.axis_map.axes(n) & axes)
+
+    def _is_scores(self, node: fx.Node) -> bool:
+        """Two activations contracted; or an activation with a weight that has heads of its own."""
+        contractions = self.axis_map.contractions.get(node, [])
+        operands = list(dict.fromkeys(c.operand for c in contractions))
+        data = self.weights.data_operands(contractions)
+        if len(operands) < 2 or not data:
+            return len(contractions) > 1 and len(operands) == 1 and bool(data)
+        if len(data) > 1:
+            return True
+        shared = [self.weights.brought_in(node, c) for c in contractions[:2]]
+        return bool(shared[0] & shared[1])
+
+    def _query_and_key(self, product: fx.Node, keys: set[Axis]) -> tuple[fx.Node, fx.Node]:
+        """Which operand is the key: the one with the key length; by position if both have it."""
+        contractions = self.axis_map.contractions[product]
+        first, last = contractions[0].operand, contractions[-1].operand
+        has = [bool(self.axis_map.axes(n) & keys) for n in (first, last)]
+        return (last, first) if has == [True, False] else (first, last)
+
+    def _width(self, product: fx.Node, query: fx.Node) -> int:
+        return next(
+            size(c.dim) for c in self.axis_map.contractions[product] if c.operand is query
+        )
+
+    def _context(self, node: fx.Node, keys: set[Axis]) -> tuple[list[fx.Node], list[fx.Node]]:
+        """The contractions over the key length that the probabilities reach, and the values."""
+        path = {node}
+        stack, context, values = [node], [], []
+        while stack:
+            value = stack.pop()
+            for user in value.users:
+                summed = self._sums(user, value, keys)
+                if summed:
+                    context.append(user)
+                    values += self._others(user, value, path)
+                elif user not in path and self.axis_map.axes(user) & keys and user.op != "output":
+                    path.add(user)
+                    stack.append(user)
+        return list(dict.fromkeys(context)), list(dict.fromkeys(values))
+
+    def _sums(self, user: fx.Node, operand: fx.Node, axes: set[Axis]) -> list[Contraction]:
+        """The contractions in which `user` sums over `axes` of `operand`."""
+        return [
+            c
+            for c in self.axis_map.contractions.get(user, ())
+            if c.operand is operand and set(leaves(c.dim)) & axes
+        ]
+
+    def _others(self, user: fx.Node, operand: fx.Node, path: set[fx.Node]) -> list[fx.Node]:
+        """What the probabilities are multiplied by: in the contraction, or just before it."""
+        operands = [c.operand for c in self.axis_map.contractions[user]]
+        others = [n for n in operands if n is not operand]
+        return others or [n for n in graph.tensor_inputs(operand) if n not in path]
+
+    # ------------------------------------------------------------------------------- its heads
+
+    def core(self, parts: _Operands) -> Core | None:
+        """The core with its heads, or None if what lies around is no attention."""
+        candidates = {
+            leaf
+            for leaf in leaves(parts.probabilities)
+            if leaf not in parts.keys and self._may_be_heads(leaf, parts)
+        }
+        projections = {
+            "query": self._projections(parts.query, candidates),
+            "key": self._projections(parts.key, candidates),
+            "value": self._projections(parts.value, candidates),
+        }
+        carried = {
+            leaf
+            for role in ("query", "key")
+            for weight, _ in projections[role]
+            for leaf in self.axis_map.axes(weight)
+        }
+        heads = tuple(
+            leaf
+            for leaf in dict.fromkeys(leaves(parts.probabilities))
+            if leaf in candidates and leaf in carried
+        )
+        if not heads:
+            return self._headless(parts, candidates, projections)
+        refusal = ""
+        if not all(set(heads) & self.axis_map.axes(context) for context in parts.context):
+            refusal = "its heads are mixed with each other between the scores and the values"
+        return Core(
+            node=parts.node,
+            context=tuple(parts.context),
+            heads=heads,
+            head_dim_factors=_carrying(parts.probabilities, set(heads)),
+            head_dim=parts.head_dim,
+            key_axes=frozenset(x for key in parts.key for x in self.axis_map.axes(key)),
+            is_cross=self._is_cross(parts),
+            projections=projections,
+            ends=tuple(self._ends(parts, set(heads))),
+            side=self._side(projections, set(heads)),
+            refusal=refusal,
+        )
+
+    def _may_be_heads(self, leaf: Axis, parts: _Operands) -> bool:
+        """Whether a projection brings the leaf in, or a learned query has it."""
+        if leaf in self.weights.produced:
+            return True
+        return any(
+            self.weights.is_weight(node) and leaf in self.axis_map.axes(node)
+            for node in parts.query
+        )
+
+    def _projections(
+        self, operands: Iterable[fx.Node], axes: set[Axis]
+    ) -> list[tuple[fx.Node, fx.Node]]:
+        """(weight, product) pairs from which `axes` of the operands come."""
+        if not axes:
+            return []
+        found = []
+        carrying = lambda n: self._operands_with(n, axes, lambda _: False)  # noqa: E731
+        for node in _closure(operands, carrying):
+            for contraction in self.axis_map.contractions.get(node, ()):
+                if self.weights.brought_in(node, contraction) & axes:
+                    behind = self.weights.behind(contraction.operand, axes)
+                    found += [(weight, node) for weight in behind]
+            if node.op == "get_attr" and node in operands:
+                found.append((node, node))
+        return list(dict.fromkeys(found))
+
+    def _headless(
+        self,
+        parts: _Operands,
+        candidates: set[Axis],
+        projections: dict[str, list[tuple[fx.Node, fx.Node]]],
+    ) -> Core | None:
+        """An attention whose heads cannot be told apart, if it is one at all."""
+        roles = (parts.query, parts.key, parts.value)
+        projected = [any(map(self._is_projected, operands)) for operands in roles]
+        learned = any(self.weights.is_weight(node) for node in parts.query)
+        if not (projected[0] or learned) or not all(projected[1:]):
+            return None
+        if candidates:
+            reason = "its heads are mixed with each other between the query and the scores"
+        else:
+            reason = self._why_headless(parts)
+        return Core(
+            node=parts.node,
+            context=tuple(parts.context),
+            heads=(),
+            head_dim_factors=(),
+            head_dim=parts.head_dim,
+            key_axes=frozenset(),
+            is_cross=self._is_cross(parts),
+            projections=projections,
+            refusal=reason,
+        )
+
+    def _why_headless(self, parts: _Operands) -> str:
+        nodes = [*parts.query, *parts.key, *parts.value, parts.node]
+        found = [x.block for n in nodes for x in self.axis_map.axes(n) if x.block]
+        unruled = next((block for block in found if block.unruled), None)
+        if unruled is not None:
+            return f"its heads cannot be followed through {unruled.where}: {unruled.why}"
+        return "there is one head only, so there is no head axis to cut"
+
+    def _is_projected(self, operand: fx.Node) -> bool:
+        """Whether a product with a parameter lies behind the operand."""
+
+        def back(node: fx.Node) -> Iterable[fx.Node]:
+            return () if self.axis_map.contractions.get(node) else graph.tensor_inputs(node)
+
+        return any(
+            self.weights.is_weight(contraction.operand)
+            for node in _closure([operand], back)
+            for contraction in self.axis_map.contractions.get(node, ())
+        )
+
+    def _is_cross(self, parts: _Operands) -> bool:
+        """Keys of another length axis, that are not made from what the queries are made from."""
+        query, key = parts.query[0], parts.key[0]
+        if parts.keys & self.axis_map.axes(query):
+            return False
+        source = self._input_of(query)
+        start = self.order[source]
+        later = lambda n: (x for x in graph.tensor_inputs(n) if self.order[x] >= start)  # noqa: E731
+        return source not in _closure([self._input_of(key)], later)
+
+    def _input_of(self, operand: fx.Node) -> fx.Node:
+        """The activation that the nearest projection behind `operand` is applied to."""
+        for node in _closure([operand], graph.tensor_inputs):
+            data = self.weights.data_operands(self.axis_map.contractions.get(node, []))
+            if data:
+                return data[0]
+        return operand
+
+    # -------------------------------------------------------------------- its end and its sides
+
+    def _ends(self, parts: _Operands, heads: set[Axis]) -> list[End]:
+        """Where the heads of the context are summed over."""
+        seen, stack = set(parts.context), list(parts.context)
+        found: dict[tuple[fx.Node, fx.Node, int], End] = {}
+        while stack:
+            value = stack.pop()
+            for user in value.users:
+                for c in self._sums(user, value, heads):
+                    found[user, value, c.dimension] = (user, c)
+                if user not in seen and self.axis_map.axes(user) & heads:
+                    seen.add(user)
+                    stack.append(user)
+        return sorted(found.values(), key=lambda end: self.order[end[0]])
+
+    def _side(
+        self, projections: dict[str, list[tuple[fx.Node, fx.Node]]], heads: set[Axis]
+    ) -> dict[Use, frozenset[fx.Node]]:
+        """Operands that carry the heads and come from none of the core's projections."""
+        products = {product for pairs in projections.values() for _, product in pairs}
+        after = lambda n: (u for u in n.users if self.axis_map.axes(u) & heads)  # noqa: E731
+        region = _closure(products, after)
+        found: dict[Use, frozenset[fx.Node]] = {}
+        for node in region:
+            contracted = {c.operand for c in self.axis_map.contractions.get(node, ())}
+            for operand in graph.tensor_inputs(node):
+                if operand in region or operand in contracted or node in products:
+                    continue
+                if {x for d in self.axis_map.seen_by(node, operand) for x in leaves(d)} & heads:
+                    back = lambda n: self._operands_with(n, heads, lambda _: False)  # noqa: E731
+                    found[node, operand] = frozenset(_closure([operand], back))
+        return found
+
+
+def _carrying(dim: Dim, axes: set[Axis]) -> Dim:
+    """The factors of `dim` that carry any of `axes`."""
+    return tuple(factor for factor in resolve(dim) if set(leaves((factor,))) & axes)
+
+
+def _closure(
+    start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]
+) -> dict[fx.Node, None]:
+    """All nodes that `step` leads to from `start`, nearest first."""
+    seen: dict[fx.Node, None] = dict.fromkeys(start)
+    queue = list(seen)
+    for node in queue:
+        for other in step(node):
+            if other not in seen:
+                seen[other] = None
+                queue.append(other)
+    return seen

@@ -1,0 +1,147 @@
+"""The one place that knows `torch.fx`: arguments by name, sizes, module paths, constants."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+__all__ = [
+    "arguments",
+    "attribute",
+    "generic_size",
+    "is_symbolic",
+    "is_tensor",
+    "module_path",
+    "operator_name",
+    "set_argument",
+    "set_attribute",
+    "shape",
+    "tensor_inputs",
+    "user_name",
+]
+
+_HIGHLY_COMPOSITE = 2**6 * 3**2 * 5 * 7
+
+
+@functools.lru_cache(maxsize=4096)
+def _symbol_value(name: str) -> int:
+    """The generic value of a symbol: large, of its own, and divisible as real lengths are."""
+    return (2**32 + zlib.crc32(name.encode())) * _HIGHLY_COMPOSITE
+
+
+@functools.lru_cache(maxsize=65536)
+def _evaluate(expression: sympy.Expr) -> int:
+    point = {symbol: sympy.Integer(_symbol_value(str(symbol))) for symbol in expression.free_symbols}
+    return int(expression.xreplace(point))
+
+
+def generic_size(value: int | torch.SymInt) -> int:
+    """`value` as a plain integer; a symbolic one is evaluated at the generic point.
+
+    Two symbolic sizes that are equal there are equal everywhere, as polynomials that agree at a
+    random point do (Schwartz 1980, Zippel 1979), so sizes can be multiplied, divided and compared
+    exactly without a symbolic algebra.
+    """
+    if isinstance(value, torch.SymInt):
+        return _evaluate(value.node.expr)
+    return int(value)
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether `node` computes one tensor."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def shape(value: object) -> tuple[int, ...]:
+    """The generic sizes of a (fake) tensor."""
+    assert isinstance(value, torch.Tensor)
+    return tuple(generic_size(n) for n in value.shape)
+
+
+def operator_name(node: fx.Node) -> str:
+    """The operator's name as the rule table spells it: ``linear``, ``namespace::op`` off ATen."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        name = target._schema.name
+        return name.removeprefix("aten::")
+    return getattr(target, "__name__", str(target)) if node.op == "call_function" else node.op
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operator call by the names of its schema, defaults filled in."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    named: dict[str, Any] = {}
+    for position, argument in enumerate(target._schema.arguments):
+        if position < len(node.args) and not argument.kwarg_only:
+            named[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            named[argument.name] = node.kwargs[argument.name]
+        else:
+            named[argument.name] = argument.default_value if argument.has_default_value() else None
+    return named
+
+
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Set one argument of an operator call by its name in the schema."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    names = [a.name for a in target._schema.arguments if not a.kwarg_only]
+    if name in names and names.index(name) < len(node.args):
+        node.update_arg(names.index(name), value)
+    else:
+        node.update_kwarg(name, value)
+
+
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes of `node`'s inputs that carry tensors, in the order of its arguments."""
+    return [n for n in node.all_input_nodes if not isinstance(n.meta.get("val"), torch.SymInt)]
+
+
+def _stack(node: fx.Node) -> Iterator[str]:
+    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    for path, _ in stack.values():
+        yield path
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the innermost module whose code `node` comes from; empty for the model itself."""
+    path = ""
+    for path in _stack(node):
+        pass
+    return path
+
+
+def user_name(node: fx.Node) -> str:
+    """How messages name a node: its operator, its own name, and the module it comes from."""
+    path = module_path(node)
+    return f"{operator_name(node)} ({node.name}{f' in {path}' if path else ''})"
+
+
+def attribute(module: torch.nn.Module, target: str) -> Any:
+    """The attribute at a dotted path."""
+    return functools.reduce(getattr, target.split("."), module)
+
+
+def set_attribute(module: torch.nn.Module, target: str, value: torch.Tensor) -> None:
+    """Put a parameter or buffer at a dotted path, in place of the one that is there."""
+    *path, name = target.split(".")
+    owner: torch.nn.Module = functools.reduce(getattr, path, module)
+    if name in owner._parameters:
+        assert isinstance(value, torch.nn.Parameter)
+        owner._parameters[name] = value
+    elif name in owner._buffers:
+        owner._buffers[name] = value
+    else:
+        setattr(owner, name, value)
+
+
+def is_symbolic(n: int) -> bool:
+    """Whether a generic size stands for a symbolic length."""
+    return n >= 2**32

@@ -1,0 +1,202 @@
+"""Plans: which heads each site keeps.  Plain data, made from scores under a target."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+import torch
+
+from fxslim.errors import PlanError, UnsupportedSite
+from fxslim.sites import AttentionSite
+
+__all__ = ["PruningPlan", "Scope", "check_plan", "plan"]
+
+Scope = Literal["global", "local", "uniform"]
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which heads stay.
+
+    Attributes:
+        kept: for each site by name, the numbers of the heads that stay, ascending.
+        sparsity: the share of prunable heads that go.
+    """
+
+    kept: dict[str, list[int]]
+    sparsity: float
+
+    def to_json(self) -> str:
+        """The plan as JSON, one site a line."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Read back what `to_json` wrote.
+
+        Raises:
+            PlanError: the text is no plan.
+        """
+        try:
+            data = json.loads(text)
+            kept = {str(name): [int(h) for h in heads] for name, heads in data["kept"].items()}
+            return cls(kept, float(data["sparsity"]))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(
+                f"this is no pruning plan ({type(error).__name__}: {error}); "
+                'expected {"kept": {site: [head, ...]}, "sparsity": number}'
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Heads that go together, over all sites that are coupled."""
+
+    heads: tuple[tuple[str, tuple[int, ...]], ...]
+    score: float
+
+    @property
+    def count(self) -> int:
+        return sum(len(numbers) for _, numbers in self.heads)
+
+
+def plan(
+    scores: Mapping[str, torch.Tensor],
+    sites: Sequence[AttentionSite],
+    sparsity: float = 0.5,
+    *,
+    scope: Scope = "global",
+    min_heads: int = 1,
+) -> PruningPlan:
+    """Choose the heads with the lowest scores, whole units at a time.
+
+    Args:
+        scores: for each prunable site, a tensor (heads,); higher stays.
+        sites: what `fxslim.find_attention` returned.
+        sparsity: the share of prunable heads to remove, in [0, 1); never more is removed.
+        scope: "global" compares all sites, "local" removes the same share of every site, "uniform"
+            leaves every site the same number of heads.
+        min_heads: heads that stay in every site, at least.  0 lets a whole attention go.
+
+    Raises:
+        ValueError: a bad argument, or a score that is missing, misshapen or not finite.
+        PlanError: no site is prunable.
+    """
+    _check_arguments(sparsity, scope, min_heads)
+    prunable = [site for site in sites if site.prunable]
+    if not prunable:
+        raise PlanError("no site is prunable" + "".join(f"\n  {s.name}: {s.reason}" for s in sites))
+    units = _units(prunable, {s.name: _checked(scores, s) for s in prunable})
+    heads = {site.name: site.num_heads for site in prunable}
+    left = dict(heads)
+    floor = _floors(heads, units, sparsity, scope, min_heads)
+    budget = math.floor(sparsity * sum(heads.values()) + 1e-9)
+    gone: set[tuple[str, int]] = set()
+    for unit in sorted(units, key=lambda u: u.score):
+        fits = all(left[name] - len(numbers) >= floor[name] for name, numbers in unit.heads)
+        if fits and unit.count <= budget:
+            budget -= unit.count
+            for name, numbers in unit.heads:
+                left[name] -= len(numbers)
+                gone.update((name, number) for number in numbers)
+    kept = {n: [h for h in range(count) if (n, h) not in gone] for n, count in heads.items()}
+    return PruningPlan(kept, len(gone) / sum(heads.values()))
+
+
+def _check_arguments(sparsity: float, scope: str, min_heads: int) -> None:
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be in [0, 1), not {sparsity}")
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, not {scope!r}")
+    if min_heads < 0:
+        raise ValueError(f"min_heads must be 0 or more, not {min_heads}")
+
+
+def _checked(scores: Mapping[str, torch.Tensor], site: AttentionSite) -> list[float]:
+    if site.name not in scores:
+        raise ValueError(f"no scores for site {site.name!r}")
+    values = torch.as_tensor(scores[site.name])
+    if tuple(values.shape) != (site.num_heads,):
+        raise ValueError(
+            f"scores of {site.name!r} have shape {tuple(values.shape)}, not ({site.num_heads},)"
+        )
+    if not values.isfinite().all():
+        raise ValueError(f"scores of {site.name!r} are not finite: {values.tolist()}")
+    return [float(value) for value in values]
+
+
+def _units(sites: Sequence[AttentionSite], scores: Mapping[str, list[float]]) -> list[_Unit]:
+    """Every unit once; its score is the mean over its heads, so that large ones compare fairly."""
+    by_name = {site.name: site for site in sites}
+    done: set[str] = set()
+    units = []
+    for site in sites:
+        if site.name in done:
+            continue
+        together = [site.name, *site.coupled]
+        done.update(together)
+        for number in range(len(site.unit)):
+            heads = tuple((name, by_name[name].unit[number]) for name in together)
+            values = [scores[name][h] for name, numbers in heads for h in numbers]
+            units.append(_Unit(heads, sum(values) / len(values)))
+    return units
+
+
+def _floors(
+    heads: Mapping[str, int], units: Sequence[_Unit], sparsity: float, scope: str, min_heads: int
+) -> dict[str, int]:
+    """How many heads each site keeps at least."""
+    if scope == "local":
+        share = {name: math.ceil(count * (1 - sparsity) - 1e-9) for name, count in heads.items()}
+    elif scope == "uniform":
+        count = math.ceil(sum(heads.values()) * (1 - sparsity) / len(heads) - 1e-9)
+        share = dict.fromkeys(heads, count)
+    else:
+        share = dict.fromkeys(heads, 0)
+    return {name: min(max(share[name], min_heads), heads[name]) for name in heads}
+
+
+def check_plan(chosen: PruningPlan, sites: Sequence[AttentionSite]) -> None:
+    """Refuse a plan that does not fit the sites.
+
+    Raises:
+        PlanError: an unknown site, a head that does not exist or comes twice, part of a unit, or
+            coupled sites that keep different heads.
+        UnsupportedSite: the plan removes heads of a site that is not prunable; says why.
+    """
+    by_name = {site.name: site for site in sites}
+    for name, kept in chosen.kept.items():
+        if name not in by_name:
+            known = ", ".join(by_name) or "none"
+            raise PlanError(f"the plan names site {name!r}; the sites are: {known}")
+        site = by_name[name]
+        if sorted(set(kept)) != sorted(kept) or not set(kept) <= set(range(site.num_heads)):
+            raise PlanError(f"{name!r} has heads 0 to {site.num_heads - 1}, the plan keeps {kept}")
+        if len(kept) == site.num_heads:
+            continue
+        if not site.prunable:
+            raise UnsupportedSite(f"{name!r} cannot be pruned: {site.reason}")
+        for unit in site.unit:
+            if 0 < len(set(unit) & set(kept)) < len(unit):
+                raise PlanError(f"heads {list(unit)} of {name!r} go together; the plan keeps {kept}")
+        _check_coupled(chosen, site, by_name)
+
+
+def _check_coupled(
+    chosen: PruningPlan, site: AttentionSite, by_name: Mapping[str, AttentionSite]
+) -> None:
+    kept = _kept_units(site, chosen)
+    for other in site.coupled:
+        if _kept_units(by_name[other], chosen) != kept:
+            raise PlanError(
+                f"{site.name!r} and {other!r} share weights, so they must keep the same heads"
+            )
+
+
+def _kept_units(site: AttentionSite, chosen: PruningPlan) -> list[int]:
+    kept = set(chosen.kept.get(site.name, range(site.num_heads)))
+    return [number for number, unit in enumerate(site.unit) if set(unit) <= kept]

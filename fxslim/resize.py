@@ -1,0 +1,164 @@
+"""Shape constants after narrowing: each function re-derives one kind of argument from the axes.
+
+Nothing is patched: the new value follows from what the dimensions are made of and which
+coordinates stay.  Functions run after all axes are known, and before any size has changed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from fractions import Fraction
+from operator import floordiv, mul
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxslim import graph
+from fxslim.axes import Dim, Keep, kept_positions, narrowed_size, regroup, size
+from fxslim.calls import Call, Dims
+
+__all__ = [
+    "Resize",
+    "bounds",
+    "groups",
+    "position",
+    "repeats",
+    "result_sizes",
+    "split_sizes",
+    "times",
+    "unflattened",
+    "unit_dims",
+]
+
+Resize = Callable[[Call, list[Dims], Keep], None]
+"""Rewrites the shape constants of a call, given the dims of its results and what stays."""
+
+
+def _new_size(node: fx.Node, given: Any, dim: Dim, keep: Keep, *, infer: bool) -> Any:
+    """The size argument for `dim`: a number, -1 where it may be inferred, or a computed one."""
+    old, new = size(dim), narrowed_size(dim, keep)
+    if old == new or given == -1:
+        return given
+    if not isinstance(given, fx.Node):
+        return new
+    if infer:
+        return -1
+    ratio = Fraction(new, old)
+    with node.graph.inserting_before(node):
+        part = _scalar(node, floordiv, given, ratio.denominator)
+        return _scalar(node, mul, part, ratio.numerator)
+
+
+def _scalar(node: fx.Node, function: Callable[[Any, Any], Any], a: fx.Node, b: int) -> fx.Node:
+    if b == 1:
+        return a
+    made = node.graph.call_function(function, (a, b))
+    made.meta["val"] = function(a.meta["val"], b)
+    return made
+
+
+def result_sizes(name: str) -> Resize:
+    """The argument `name` lists the sizes of the result (view, expand, full, ...)."""
+
+    def resize(call: Call, results: list[Dims], keep: Keep) -> None:
+        given = call.arguments.get(name)
+        if given is None:
+            return
+        dims, sizes = results[0], list(given)
+        infer = _is_view(call) and -1 not in sizes
+        for i, dim in enumerate(dims):
+            sizes[i] = _new_size(call.node, sizes[i], dim, keep, infer=infer)
+            infer = infer and sizes[i] != -1
+        graph.set_argument(call.node, name, sizes)
+
+    return resize
+
+
+def _is_view(call: Call) -> bool:
+    """Whether -1 in the size argument means 'what is left'."""
+    return "view" in call.node.name or "reshape" in call.node.name
+
+
+def unflattened(call: Call, results: list[Dims], keep: Keep) -> None:
+    """`sizes` lists the factors that dimension `dim` is split into."""
+    first, sizes = call.axis(), list(call.arguments["sizes"])
+    dims = results[0][first : first + len(sizes)]
+    new = [_new_size(call.node, n, d, keep, infer=False) for n, d in zip(sizes, dims, strict=True)]
+    graph.set_argument(call.node, "sizes", new)
+
+
+def split_sizes(call: Call, results: list[Dims], keep: Keep) -> None:
+    """Whatever the spelling, a split along a narrowed dimension states the width of each piece."""
+    dim = call.axis()
+    if narrowed_size(call.dims("self")[dim], keep) == size(call.dims("self")[dim]):
+        return
+    widths = [narrowed_size(dims[dim], keep) for dims in results]
+    call.node.target = torch.ops.aten.split_with_sizes.default
+    call.node.args, call.node.kwargs = (call.arguments["self"], widths, dim), {}
+
+
+def bounds(call: Call, results: list[Dims], keep: Keep) -> None:
+    """`start` and `end` count the positions that stay before them."""
+    dim = call.dims("self")[call.axis()]
+    length = size(dim)
+    if narrowed_size(dim, keep) == length:
+        return
+    kept = kept_positions(dim, keep)
+    if call.number("step") != 1:
+        graph.set_argument(call.node, "end", len(kept))
+        return
+    for name, default in (("start", 0), ("end", length)):
+        value = default if call.arguments[name] is None else call.number(name)
+        value = min(max(value + length if value < 0 else value, 0), length)
+        graph.set_argument(call.node, name, bisect_left(kept, value))
+
+
+def position(call: Call, results: list[Dims], keep: Keep) -> None:
+    """`index` counts the positions that stay before it."""
+    dim = call.dims("self")[call.axis()]
+    if narrowed_size(dim, keep) != size(dim):
+        index = call.number("index") % size(dim)
+        graph.set_argument(call.node, "index", bisect_left(kept_positions(dim, keep), index))
+
+
+def repeats(call: Call, results: list[Dims], keep: Keep) -> None:
+    """How often each dimension is tiled."""
+    dims, given = call.dims("self"), list(call.arguments["repeats"])
+    padded: Dims = (*((),) * (len(given) - len(dims)), *dims)
+    for i, (before, after) in enumerate(zip(padded, results[0], strict=True)):
+        if narrowed_size(after, keep) != size(after):
+            given[i] = narrowed_size(after, keep) // max(narrowed_size(before, keep), 1)
+    graph.set_argument(call.node, "repeats", given)
+
+
+def times(call: Call, results: list[Dims], keep: Keep) -> None:
+    """How often each position of `dim` is repeated."""
+    dim = call.axis()
+    before, after = call.dims("self")[dim], results[0][dim]
+    if narrowed_size(after, keep) != size(after):
+        given = narrowed_size(after, keep) // max(narrowed_size(before, keep), 1)
+        graph.set_argument(call.node, "repeats", given)
+
+
+def groups(channel_tensor: str, name: str) -> Resize:
+    """The number of channel groups that stay, of the channels of `channel_tensor`."""
+
+    def resize(call: Call, results: list[Dims], keep: Keep) -> None:
+        old = call.number(name)
+        channel = 1 if channel_tensor == "input" else 0
+        dim = call.dims(channel_tensor)[channel]
+        outer, _ = regroup([dim], [old, size(dim) // old], call.why("groups its channels"))
+        graph.set_argument(call.node, name, narrowed_size(outer, keep))
+
+    return resize
+
+
+def unit_dims(call: Call, results: list[Dims], keep: Keep) -> None:
+    """A squeeze names the dimensions that are units by themselves, not by narrowing."""
+    dims = call.dims("self")
+    asked = call.axes() if "dim" in call.arguments else range(len(dims))
+    call.node.target = torch.ops.aten.squeeze.dims
+    call.node.args = (call.arguments["self"], [i for i in asked if size(dims[i]) == 1])
+    call.node.kwargs = {}

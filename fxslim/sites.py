@@ -1,0 +1,365 @@
+"""Sites: the attentions of a program, found from its axes, each prunable or with the reason why not.
+
+An attention is a core (scores from two activations, normalised along the key length, summed with a
+third) between projections.  Its *head axes* are leaves of the probabilities that come out of the
+query's or key's projection.  It is prunable if they are free: read by nobody as a whole, and summed
+over only by output projections that the core's context reaches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from os.path import commonprefix
+
+import torch
+from torch import fx
+
+from fxslim import graph
+from fxslim.analysis import AxisMap, Use, analyse
+from fxslim.axes import Axis, coordinates, leaves
+from fxslim.calls import Contraction
+from fxslim.cores import Core, find_cores
+from fxslim.weights import Weights
+
+__all__ = ["Attention", "AttentionSite", "Located", "Projection", "find_attention", "locate"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A weight that carries heads.
+
+    Attributes:
+        weight: the weight's name in the model's state dict.
+        bias: the bias's name, if there is one.
+        dim: the dimension of the weight that carries the heads.
+        index: LongTensor (heads, positions per head): positions of each head along `dim`; key and
+            value projections count KV heads.
+    """
+
+    weight: str
+    bias: str | None
+    dim: int
+    index: torch.Tensor = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention of the model.
+
+    Attributes:
+        name: the module path, unique; a layer that is called several times is numbered.
+        kind: "mha", "gqa" (several query heads share a KV head) or "mqa" (all share one).
+        is_cross: keys come from another sequence than queries.
+        num_heads: query heads.
+        num_kv_heads: key and value heads.
+        head_dim: the width of a query head.
+        query, key, value, output: the weights that carry the heads.
+        unit: the heads that go together, as groups of head numbers.
+        coupled: names of the sites that must keep the same heads (their weights are shared).
+        prunable: whether heads can be removed.
+        reason: why not, in words, if not.
+        cores: names of the graph's nodes that normalise the scores.
+    """
+
+    name: str
+    kind: str
+    is_cross: bool
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    query: tuple[Projection, ...]
+    key: tuple[Projection, ...]
+    value: tuple[Projection, ...]
+    output: tuple[Projection, ...]
+    unit: tuple[tuple[int, ...], ...]
+    coupled: tuple[str, ...]
+    prunable: bool
+    reason: str
+    cores: tuple[str, ...]
+
+
+Head = dict[Axis, int]
+"""A head by its coordinates along the head axes."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A site with its place in the graph: what the passes need beyond the plain data.
+
+    Attributes:
+        heads: the coordinates of each head.
+        units: for each head, the free axis along which it is removed.
+        ends: the uses (user, operand, dimension) at which the context's heads are summed over.
+    """
+
+    site: AttentionSite
+    heads: tuple[Head, ...]
+    units: tuple[Axis, ...]
+    ends: tuple[tuple[fx.Node, Contraction], ...]
+
+
+@dataclass(frozen=True)
+class Located:
+    """All attentions of a program and the axis map that they refer to."""
+
+    axis_map: AxisMap
+    attentions: tuple[Attention, ...]
+
+    @property
+    def sites(self) -> list[AttentionSite]:
+        """The plain data of every attention."""
+        return [attention.site for attention in self.attentions]
+
+
+def find_attention(program: fx.GraphModule) -> list[AttentionSite]:
+    """Find every attention of a captured program, in the order of the graph.
+
+    Args:
+        program: what `fxslim.capture` returned.
+
+    Returns:
+        One site an attention; those that cannot be pruned say why in `reason`.
+    """
+    return locate(program).sites
+
+
+def locate(program: fx.GraphModule) -> Located:
+    """Find every attention, selecting from shared side operands where sites would be coupled."""
+    select_at: set[Use] = set()
+    while True:
+        axis_map = analyse(program, select_at)
+        weights = Weights(axis_map)
+        cores = find_cores(axis_map, weights)
+        new = _uses_to_select(axis_map, cores) - select_at
+        if not new:
+            break
+        select_at |= new
+    groups = _by_output(cores)
+    attentions = [_Builder(axis_map, weights, group, cores).build() for group in groups]
+    return Located(axis_map, tuple(_couple(_number(attentions))))
+
+
+def _uses_to_select(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
+    """Side operands of the scores that several sites share, or that somebody reads as a whole.
+
+    T5's position bias is owned by one layer and used by all: selecting where it is used leaves
+    every layer free to keep other heads.  Layers that share their weights stay together anyway.
+    """
+    owners: dict[fx.Node, set[frozenset[fx.Node]]] = {}
+    for core in cores:
+        for ancestors in core.side.values():
+            for node in ancestors:
+                owners.setdefault(node, set()).add(core.weights)
+    chosen: set[Use] = set()
+    for core in cores:
+        readers = {leaf.block.where for leaf in core.heads if leaf.block}
+        for use, ancestors in core.side.items():
+            shared = any(len(owners[node]) > 1 for node in ancestors)
+            if shared or any(node.name in readers for node in ancestors):
+                chosen.add(use)
+    return chosen
+
+
+def _by_output(cores: Sequence[Core]) -> list[list[Core]]:
+    """Cores whose contexts end in the same output projection are one attention."""
+    groups: list[list[Core]] = []
+    place: dict[fx.Node, list[Core]] = {}
+    for core in cores:
+        found = next((place[node] for node, _ in core.ends if node in place), None)
+        if found is None:
+            found = []
+            groups.append(found)
+        found.append(core)
+        for node, _ in core.ends:
+            place[node] = found
+    return groups
+
+
+class _Builder:
+    """Turns the cores of one attention into a site."""
+
+    def __init__(
+        self, axis_map: AxisMap, weights: Weights, cores: Sequence[Core], all_cores: Sequence[Core]
+    ) -> None:
+        self.axis_map = axis_map
+        self.weights = weights
+        self.cores = cores
+        self.all_cores = all_cores
+        self.leaves = list(dict.fromkeys(leaf for core in cores for leaf in core.heads))
+        self.heads = self._heads()
+        ends = {(node, c.operand, c.dimension): c for core in cores for node, c in core.ends}
+        self.ends = tuple((node, c) for (node, _, _), c in ends.items())
+
+    def build(self) -> Attention:
+        reason = self._refusal()
+        units = () if reason else tuple(self._unit(head) for head in self.heads)
+        groups: dict[tuple[Axis, int], list[int]] = {}
+        for number, (head, axis) in enumerate(zip(self.heads, units, strict=False)):
+            groups.setdefault((axis, head[axis]), []).append(number)
+        query, key = self._projections("query"), self._projections("key")
+        value = self._projections("value")
+        kv_heads = max([p.index.shape[0] for p in (*key, *value)], default=1)
+        num_heads = max(len(self.heads), 1)
+        site = AttentionSite(
+            name=self._name(),
+            kind="mha" if kv_heads == num_heads else "gqa" if kv_heads > 1 else "mqa",
+            is_cross=any(core.is_cross for core in self.cores),
+            num_heads=num_heads,
+            num_kv_heads=kv_heads,
+            head_dim=self.cores[0].head_dim,
+            query=query,
+            key=key,
+            value=value,
+            output=self._outputs(),
+            unit=tuple(tuple(group) for group in groups.values()),
+            coupled=(),
+            prunable=not reason,
+            reason=reason,
+            cores=tuple(core.node.name for core in self.cores),
+        )
+        return Attention(site, tuple(self.heads), units, self.ends)
+
+    # -------------------------------------------------------------------------------------- heads
+
+    def _heads(self) -> list[Head]:
+        """Every combination of coordinates that occurs along the head axes, in order."""
+        found: dict[tuple[int, ...], Head] = {}
+        for core in self.cores:
+            for coordinate in zip(*(_along(core, leaf) for leaf in self.leaves), strict=True):
+                head = {a: c for a, c in zip(self.leaves, coordinate, strict=True) if c >= 0}
+                if head:
+                    found.setdefault(coordinate, head)
+        return list(found.values())
+
+    def _unit(self, head: Head) -> Axis:
+        """The axis along which a head is removed: the one its keys carry too, if that is free."""
+        carried = {leaf for core in self.cores for leaf in core.key_axes}
+        free = [axis for axis in head if not axis.block]
+        return max(free, key=lambda axis: (axis in carried, axis.size))
+
+    # ------------------------------------------------------------------------------------ refusal
+
+    def _refusal(self) -> str:
+        """Why no head can be removed; empty if they can."""
+        for core in self.cores:
+            if core.refusal:
+                return core.refusal
+        if len(self.heads) < 2:
+            return "there is one head only, so there is no head axis to cut"
+        for head in self.heads:
+            if all(axis.block for axis in head):
+                return self._blocked(next(iter(head)))
+        if not self.ends:
+            return "no output projection sums over its heads"
+        for node, contraction in self.ends:
+            if self.weights.summed_with(node, contraction) is None:
+                return f"{graph.user_name(node)} sums over the heads without a weight"
+        return self._summed_elsewhere()
+
+    def _blocked(self, axis: Axis) -> str:
+        assert axis.block is not None
+        node = next((n for n in self.axis_map.dims if n.name == axis.block.where), None)
+        if axis.block.unruled and node is not None:
+            return (
+                f"{graph.user_name(node)}: {axis.block.why}, so its effect on the heads is unknown; "
+                "a row in fxslim/rules.py makes it known"
+            )
+        if node is None:
+            return f"the head axis {axis.block.why}"
+        return f"the head axis {axis.block.why}: {graph.user_name(node)}"
+
+    def _summed_elsewhere(self) -> str:
+        known = {(n, c.operand, c.dimension) for core in self.all_cores for n, c in core.ends}
+        units = {self._unit(head) for head in self.heads}
+        for node, contractions in self.axis_map.contractions.items():
+            for c in contractions:
+                if self.weights.is_weight(c.operand) or not units & set(leaves(c.dim)):
+                    continue
+                if (node, c.operand, c.dimension) not in known:
+                    return f"{graph.user_name(node)} mixes the heads before their context is complete"
+        return ""
+
+    # -------------------------------------------------------------------------------- projections
+
+    def _projections(self, role: str) -> tuple[Projection, ...]:
+        found: dict[str, Projection] = {}
+        for core in self.cores:
+            for weight, user in core.projections[role]:
+                for projection in self._project(weight, user):
+                    found.setdefault(projection.weight, projection)
+        return tuple(found.values())
+
+    def _outputs(self) -> tuple[Projection, ...]:
+        found: dict[str, Projection] = {}
+        for node, contraction in self.ends:
+            for weight in self.weights.summed_with(node, contraction) or ():
+                for projection in self._project(weight, node, with_bias=False):
+                    found.setdefault(projection.weight, projection)
+        return tuple(found.values())
+
+    def _project(
+        self, weight: fx.Node, user: fx.Node, *, with_bias: bool = True
+    ) -> Iterable[Projection]:
+        bias = self.weights.bias_of(user, weight) if with_bias else None
+        for position, dim in enumerate(self.axis_map.of(weight)):
+            carried = [leaf for leaf in self.leaves if leaf in set(leaves(dim))]
+            if carried:
+                index = _positions(self.heads, carried, dim)
+                yield Projection(str(weight.target), bias, position, index)
+
+    # --------------------------------------------------------------------------------------- name
+
+    def _name(self) -> str:
+        nodes = [core.node for core in self.cores] + [node for node, _ in self.ends]
+        paths = [graph.module_path(node).split(".") for node in nodes]
+        return ".".join(commonprefix(paths)) or graph.module_path(self.cores[0].node) or "attention"
+
+
+def _along(core: Core, leaf: Axis) -> list[int]:
+    """For each position of the core's head factors, the coordinate along `leaf`."""
+    return coordinates(core.head_dim_factors, leaf)
+
+
+def _positions(heads: Sequence[Head], carried: Sequence[Axis], dim: tuple[Axis, ...]) -> torch.Tensor:
+    """(heads, positions per head) of `dim`; heads that `carried` does not tell apart are one."""
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for head in heads:
+        rows.setdefault(tuple(head.get(leaf, -1) for leaf in carried), [])
+    columns = [coordinates(dim, leaf) for leaf in carried]
+    for position, coordinate in enumerate(zip(*columns, strict=True)):
+        if coordinate in rows:
+            rows[coordinate].append(position)
+    width = min(len(row) for row in rows.values())
+    assert all(len(row) == width for row in rows.values())
+    return torch.tensor(list(rows.values()), dtype=torch.long).reshape(len(rows), width)
+
+
+def _number(attentions: Sequence[Attention]) -> list[Attention]:
+    """Unique names: the second call of a layer is ``name@2``."""
+    seen: Counter[str] = Counter()
+    out = []
+    for attention in attentions:
+        name = attention.site.name
+        seen[name] += 1
+        if seen[name] > 1:
+            name = f"{name}@{seen[name]}"
+        out.append(replace(attention, site=replace(attention.site, name=name)))
+    return out
+
+
+def _couple(attentions: Sequence[Attention]) -> list[Attention]:
+    """Tell each site which others are cut along the same axis."""
+    users: dict[Axis, list[str]] = {}
+    for attention in attentions:
+        for axis in dict.fromkeys(attention.units):
+            users.setdefault(axis, []).append(attention.site.name)
+    out = []
+    for attention in attentions:
+        names = [n for axis in dict.fromkeys(attention.units) for n in users[axis]]
+        others = tuple(n for n in dict.fromkeys(names) if n != attention.site.name)
+        out.append(replace(attention, site=replace(attention.site, coupled=others)))
+    return out
+
+

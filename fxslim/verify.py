@@ -1,0 +1,159 @@
+"""Verify: the slim program against the masked one, on real inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxslim.errors import VerificationError
+from fxslim.examples import Inputs, as_inputs
+from fxslim.graph import attribute
+from fxslim.plan import PruningPlan
+from fxslim.sites import Attention
+
+__all__ = ["set_masks", "verify"]
+
+_Given = tuple[tuple[Any, ...], dict[str, Any]]
+
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""The largest difference that counts as rounding, relative to the largest value of the output."""
+
+
+def set_masks(masked: fx.GraphModule, plan: PruningPlan) -> None:
+    """Set every head mask of `masked` to the plan: 1 for the heads that stay, 0 for the others."""
+    for site, kept in plan.kept.items():
+        name = f"head_masks.{site.replace('.', '/')}"
+        if not hasattr(masked.head_masks, name.removeprefix("head_masks.")):
+            continue
+        mask = attribute(masked, name)
+        with torch.no_grad():
+            mask.zero_()
+            mask[kept] = 1
+
+
+def verify(
+    slim: fx.GraphModule,
+    masked: fx.GraphModule,
+    plan: PruningPlan,
+    attentions: Sequence[Attention] = (),
+    inputs: Inputs | None = None,
+) -> float | None:
+    """Compare slim and masked on `inputs`, or on the example that the program was captured with.
+
+    Returns:
+        The largest absolute difference over all outputs; None if the weights are on `meta`.
+
+    Raises:
+        VerificationError: they differ by more than rounding; names the first site that does.
+    """
+    if any(parameter.is_meta for parameter in slim.parameters()):
+        return None
+    args, kwargs = as_inputs(inputs) if inputs is not None else masked.meta["example_inputs"]
+    masked, slim = _quiet(masked), _quiet(slim)
+    set_masks(masked, plan)
+    with torch.no_grad():
+        expected, got = _tensors(masked(*args, **kwargs)), _tensors(slim(*args, **kwargs))
+    if len(expected) != len(got):
+        raise VerificationError(f"slim returns {len(got)} tensors, masked {len(expected)}")
+    worst = 0.0
+    for i, (a, b) in enumerate(zip(expected, got, strict=True)):
+        difference, allowed = _difference(a, b)
+        if not difference <= allowed:
+            where = _first_difference(slim, masked, (args, kwargs), attentions)
+            raise VerificationError(
+                f"output {i} of the slim program differs from the masked one by {difference:.3g} "
+                f"(rounding allows {allowed:.3g}); {where}"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+def _difference(expected: torch.Tensor, got: torch.Tensor) -> tuple[float, float]:
+    """The largest difference, and the largest that is rounding."""
+    if expected.shape != got.shape:
+        return float("inf"), 0.0
+    if not expected.numel():
+        return 0.0, 0.0
+    share = _ROUNDING.get(expected.dtype, 0.0)
+    a, b = (_comparable(t) for t in (expected, got))
+    both = a.isfinite() & b.isfinite()
+    if not torch.equal(a.nan_to_num()[~both], b.nan_to_num()[~both]):
+        return float("inf"), 0.0
+    difference = (a - b)[both].abs()
+    scale = a[both].abs().max().item() if both.any() else 0.0
+    return (difference.max().item() if both.any() else 0.0), share * max(scale, 1e-3)
+
+
+def _comparable(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(tensor).double() if tensor.is_complex() else tensor.double()
+
+
+def _quiet(program: fx.GraphModule) -> fx.GraphModule:
+    """The program with dropout switched off (its tensors are shared); itself if there is none."""
+    if not any("p" in _dropout_arguments(n) for n in program.graph.nodes):
+        return program
+    quiet = copy.copy(program)
+    graph = copy.deepcopy(program.graph)
+    for node in graph.nodes:
+        for name, position in _dropout_arguments(node).items():
+            if len(node.args) > position:
+                node.update_arg(position, 0.0)
+            elif name in node.kwargs:
+                node.update_kwarg(name, 0.0)
+    return fx.GraphModule(quiet, graph)
+
+
+def _dropout_arguments(node: fx.Node) -> dict[str, int]:
+    """Where an operator takes a dropout probability: argument names and positions."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {}
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return {}
+    names = [argument.name for argument in node.target._schema.arguments]
+    return {n: i for i, n in enumerate(names) if n in ("p", "dropout_p")}
+
+
+def _first_difference(
+    slim: fx.GraphModule, masked: fx.GraphModule, inputs: _Given, attentions: Iterable[Attention]
+) -> str:
+    """Which site's output projection is the first to differ."""
+    watched = {node.name: a.site.name for a in attentions for node, _ in a.ends}
+    values = [_record(program, inputs, set(watched)) for program in (masked, slim)]
+    for node, site in watched.items():
+        if node in values[0] and node in values[1]:
+            difference, allowed = _difference(values[0][node], values[1][node])
+            if not difference <= allowed:
+                return f"the first site that differs is {site!r} ({difference:.3g} at {node})"
+    return "no single site differs; the difference arises between or after them"
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, program: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(program)
+        self.names = names
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.names:
+            self.seen[n.name] = result
+        return result
+
+
+def _record(program: fx.GraphModule, inputs: _Given, names: set[str]) -> dict[str, torch.Tensor]:
+    """The values of the named nodes."""
+    recorder = _Recorder(program, names)
+    args, kwargs = inputs
+    flat = program.graph.process_inputs(*args, **kwargs)
+    with torch.no_grad():
+        recorder.run(*flat, enable_io_processing=False)
+    return recorder.seen

@@ -1,0 +1,86 @@
+"""Which values of a program are weights (made from parameters alone), and which axes they carry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from fxslim import graph
+from fxslim.analysis import AxisMap
+from fxslim.axes import Axis, leaves
+from fxslim.calls import Contraction
+
+__all__ = ["Weights"]
+
+
+class Weights:
+    """The parameters behind each value that depends on no input.
+
+    Attributes:
+        sources: for each such node, the `get_attr` nodes of the parameters it is made from.
+        produced: the leaves that some product with a weight brings in (the projections' outputs).
+    """
+
+    def __init__(self, axis_map: AxisMap) -> None:
+        self.axis_map = axis_map
+        self.sources: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        for node in axis_map.dims:
+            if node.op == "get_attr":
+                parameter = isinstance(_tensor(axis_map, node), torch.nn.Parameter)
+                self.sources[node] = (node,) if parameter else ()
+            elif node.op == "call_function":
+                inputs = graph.tensor_inputs(node)
+                if all(operand in self.sources for operand in inputs):
+                    merged = (s for operand in inputs for s in self.sources[operand])
+                    self.sources[node] = tuple(dict.fromkeys(merged))
+        self.produced = {
+            leaf
+            for node, contractions in axis_map.contractions.items()
+            for contraction in contractions
+            if self.is_weight(contraction.operand)
+            for leaf in self.brought_in(node, contraction)
+        }
+
+    def is_weight(self, node: fx.Node) -> bool:
+        """Whether `node` is made from parameters, and from nothing that is computed from inputs."""
+        return bool(self.sources.get(node))
+
+    def brought_in(self, node: fx.Node, contraction: Contraction) -> set[Axis]:
+        """The leaves of a contracted operand that the product keeps."""
+        dims = self.axis_map.seen_by(node, contraction.operand)
+        return {leaf for dim in dims for leaf in leaves(dim)} - set(leaves(contraction.dim))
+
+    def behind(self, node: fx.Node, axes: set[Axis]) -> list[fx.Node]:
+        """The parameters behind a weight that carry any of `axes`."""
+        return [s for s in self.sources.get(node, ()) if self.axis_map.axes(s) & axes]
+
+    def summed_with(self, node: fx.Node, contraction: Contraction) -> list[fx.Node] | None:
+        """The parameters that `node` sums `contraction` against; None if there is none."""
+        axes = set(leaves(contraction.dim))
+        for other in self.axis_map.contractions[node]:
+            if self.is_weight(other.operand) and set(leaves(other.dim)) & axes:
+                return self.behind(other.operand, axes)
+        return None
+
+    def bias_of(self, product: fx.Node, weight: fx.Node) -> str | None:
+        """The name of the parameter that `product` adds to what it makes of `weight`."""
+        contracted = {c.operand for c in self.axis_map.contractions.get(product, ())}
+        axes = self.axis_map.axes(weight)
+        for operand in graph.tensor_inputs(product):
+            if operand in contracted or not self.is_weight(operand):
+                continue
+            if self.axis_map.axes(operand) & axes:
+                return str(self.sources[operand][0].target)
+        return None
+
+    def data_operands(self, contractions: Sequence[Contraction]) -> list[fx.Node]:
+        """The contracted operands that are no weights, in order."""
+        return list(
+            dict.fromkeys(c.operand for c in contractions if not self.is_weight(c.operand))
+        )
+
+
+def _tensor(axis_map: AxisMap, node: fx.Node) -> object:
+    return graph.attribute(axis_map.program, str(node.target))

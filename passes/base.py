@@ -1,0 +1,123 @@
+"""What the passes share: a graph pass on `torch.fx`, and the surgery they are made of."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import detect_fake_mode
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from fxslim.axes import Axis, leaves, resolve, size
+from fxslim.calls import Dims
+from fxslim.graph import attribute, is_symbolic, shape
+
+__all__ = ["GraphPass", "Isolated", "copy_program", "infer_shapes", "isolate"]
+
+
+class GraphPass(PassBase):
+    """A pass that returns a new program and leaves the one that came in as it is.
+
+    Unlike its base it checks the *result*: the graph is linted and recompiled before it is returned.
+    """
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        if not isinstance(graph_module, fx.GraphModule):
+            raise TypeError(
+                f"{type(self).__name__} takes a torch.fx.GraphModule (see fxslim.capture), "
+                f"not {type(graph_module).__name__}"
+            )
+        result = self.call(graph_module)
+        result.graph_module.graph.lint()
+        result.graph_module.recompile()
+        return result
+
+    @abstractmethod
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Return a transformed copy of `graph_module` and whether it differs."""
+
+
+def copy_program(program: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A program of its own graph that shares every tensor, and where each node went."""
+    graph = fx.Graph(tracer_cls=getattr(program.graph, "_tracer_cls", None))
+    places: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(program.graph, places, return_output_node=True)
+    if output is not None:
+        value, old = output
+        places[old] = graph.output(value, getattr(old, "type", None))
+        places[old].meta = copy.copy(old.meta)
+    graph._codegen = copy.deepcopy(program.graph._codegen)
+    made = fx.GraphModule(program, graph, type(program).__name__)
+    made.meta = {k: v for k, v in program.meta.items() if k != "fxslim"}
+    made.train(program.training)
+    return made, places
+
+
+class Isolated:
+    """A tensor whose merged (symbolic x static) dimensions are split apart for an operation."""
+
+    def __init__(self, node: fx.Node, dims: Dims, split: list[tuple[int, int]]) -> None:
+        self.node, self.dims, self._split = node, dims, split
+
+    def merged(self, result: fx.Node) -> fx.Node:
+        """`result`, shaped as `node` is, with the dimensions merged again."""
+        graph = result.graph
+        for first, count in reversed(self._split):
+            last = first + count - 1
+            flatten = torch.ops.aten.flatten.using_ints
+            result = graph.call_function(flatten, (result, first, last))
+        return result
+
+
+def isolate(node: fx.Node, dims: Dims, axes: Iterable[Axis]) -> Isolated:
+    """Split every dimension of `node` in which `axes` are merged with a symbolic length."""
+    wanted, graph = set(axes), node.graph
+    out: list[Any] = []
+    split: list[tuple[int, int]] = []
+    for dim in dims:
+        factors = resolve(dim)
+        lengths = [is_symbolic(axis.size) for axis in factors]
+        if not (any(lengths) and set(leaves(dim)) & wanted):
+            out.append(dim)
+            continue
+        first, last = lengths.index(True), len(lengths) - lengths[::-1].index(True)
+        parts = [p for p in (factors[:first], factors[first:last], factors[last:]) if p]
+        sizes = [-1 if any(is_symbolic(a.size) for a in part) else size(part) for part in parts]
+        unflatten = torch.ops.aten.unflatten.int
+        node = graph.call_function(unflatten, (node, len(out), sizes))
+        split.append((len(out), len(parts)))
+        out += parts
+    return Isolated(node, tuple(out), split)
+
+
+def infer_shapes(program: fx.GraphModule, touched: Iterable[fx.Node] = ()) -> None:
+    """Infer fake tensors for new nodes, for `touched` ones, and for what their shapes lead to."""
+    mode = detect_fake_mode([n.meta.get("val") for n in program.graph.nodes])
+    assert mode is not None, "a program without fake tensors in node.meta['val']"
+    dirty = set(touched)
+    with mode, torch.no_grad():
+        for node in program.graph.nodes:
+            old = node.meta.get("val")
+            if node.op == "get_attr" and old is None:
+                tensor = attribute(program, str(node.target))
+                node.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
+            elif node.op != "call_function" or not (
+                old is None or node in dirty or any(n in dirty for n in node.all_input_nodes)
+            ):
+                continue
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+                node.meta["val"] = node.target(*args, **kwargs)
+            if not _same_sizes(old, node.meta["val"]):
+                dirty.add(node)
+
+
+def _same_sizes(old: object, new: object) -> bool:
+    """Whether two (fake) values are tensors of one shape."""
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        return shape(old) == shape(new)
+    return False

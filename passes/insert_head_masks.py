@@ -1,0 +1,119 @@
+"""InsertHeadMasks: one multiplier a head, where the context's heads are summed over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxslim.axes import Axis, coordinates, leaves, size
+from fxslim.calls import Dims
+from fxslim.passes.base import GraphPass, copy_program, infer_shapes, isolate
+from fxslim.sites import Attention, Head, Located
+
+__all__ = ["InsertHeadMasks", "mask_name"]
+
+
+def mask_name(site: str) -> str:
+    """The name of a site's mask in the masked program: ``head_masks.<site>``, dots as slashes."""
+    return f"head_masks.{site.replace('.', '/')}"
+
+
+@dataclass(frozen=True)
+class InsertHeadMasks(GraphPass):
+    """Multiply each prunable site's context by ``head_masks.<site>``, one number a head.
+
+    Before: a captured program, located.  After: a program that computes the same while every mask is
+    1; a mask of 0 removes the head's contribution to the output projection, as narrowing will.
+
+    Attributes:
+        located: `fxslim.sites.locate` of the program that the pass is applied to.
+        trainable: make the masks parameters (their gradients are importance scores), else buffers.
+    """
+
+    located: Located
+    trainable: bool = True
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Return the masked program; each mask is (heads,), of its operand's dtype and device."""
+        masked, places = copy_program(graph_module)
+        masked.add_submodule("head_masks", nn.Module())
+        attentions = [a for a in self.located.attentions if a.site.prunable]
+        for attention in attentions:
+            mask = self._add_mask(masked, attention)
+            for number, (user, contraction) in enumerate(attention.ends):
+                dims = self.located.axis_map.seen_by(user, contraction.operand)
+                index = f"{mask.target}/index{number}"
+                _multiply(places[user], places[contraction.operand], dims, attention, mask, index)
+        infer_shapes(masked)
+        masked.meta["sites"] = [attention.site for attention in attentions]
+        return PassResult(masked, bool(attentions))
+
+    def _add_mask(self, masked: fx.GraphModule, attention: Attention) -> fx.Node:
+        target = mask_name(attention.site.name)
+        like = attention.ends[0][1].operand.meta["val"]
+        ones = torch.ones(len(attention.heads), dtype=like.dtype, device=like.device)
+        owner, name = masked.get_submodule("head_masks"), target.removeprefix("head_masks.")
+        if self.trainable:
+            owner.register_parameter(name, nn.Parameter(ones))
+        else:
+            owner.register_buffer(name, ones)
+        with masked.graph.inserting_before(next(iter(masked.graph.nodes))):
+            return masked.graph.get_attr(target)
+
+
+def _multiply(
+    user: fx.Node, operand: fx.Node, dims: Dims, attention: Attention, mask: fx.Node, index: str
+) -> None:
+    """Multiply `operand`, as `user` sees it, by the mask of the head that each position belongs to."""
+    graph = user.graph
+    module = graph.owning_module
+    axes = {axis for head in attention.heads for axis in head}
+    with graph.inserting_before(user):
+        isolated = isolate(operand, dims, axes)
+        heads = _head_of_each_position(attention, isolated.dims)
+        owner = module.get_submodule("head_masks")
+        device = operand.meta["val"].device
+        owner.register_buffer(index.removeprefix("head_masks."), heads.to(device), persistent=False)
+        place = graph.get_attr(index)
+        if int(heads.max()) == len(attention.heads):  # some positions belong to no head
+            one = graph.call_function(torch.ops.aten.new_ones.default, (mask, [1]))
+            mask = graph.call_function(torch.ops.aten.cat.default, ([mask, one],))
+        factor = graph.call_function(torch.ops.aten.index.Tensor, (mask, [place]))
+        product = graph.call_function(torch.ops.aten.mul.Tensor, (isolated.node, factor))
+        user.replace_input_with(operand, isolated.merged(product))
+
+
+def _head_of_each_position(attention: Attention, dims: Dims) -> torch.Tensor:
+    """LongTensor that broadcasts against `dims`: head numbers, ``len(heads)`` where there is none."""
+    axes = list(dict.fromkeys(axis for head in attention.heads for axis in head))
+    carrying = [bool(set(leaves(dim)) & set(axes)) for dim in dims]
+    shape = [size(dim) if has else 1 for dim, has in zip(dims, carrying, strict=True)]
+    code = torch.zeros(shape, dtype=torch.long)
+    for axis in axes:
+        code = code * (axis.size + 1) + _coordinate_grid(axis, dims, carrying) + 1
+    numbers = {_code(head, axes): number for number, head in enumerate(attention.heads)}
+    flat = [numbers.get(value, len(attention.heads)) for value in code.flatten().tolist()]
+    return torch.tensor(flat, dtype=torch.long).reshape(shape)
+
+
+def _coordinate_grid(axis: Axis, dims: Dims, carrying: list[bool]) -> torch.Tensor:
+    """Coordinates along `axis`, shaped to broadcast over the dimensions that carry heads."""
+    grid = torch.full((1,) * len(dims), -1)
+    for position, (dim, has) in enumerate(zip(dims, carrying, strict=True)):
+        if has:
+            line = [1] * len(dims)
+            line[position] = size(dim)
+            grid = torch.maximum(grid, torch.tensor(coordinates(dim, axis)).reshape(line))
+    return grid
+
+
+def _code(head: Head, axes: Sequence[Axis]) -> int:
+    """A number for a head's coordinates: mixed radix, 0 where it has none along an axis."""
+    value = 0
+    for axis in axes:
+        value = value * (axis.size + 1) + head.get(axis, -1) + 1
+    return value

@@ -1,0 +1,180 @@
+"""Narrow: parameters lose the positions that a keep set leaves out, and the graph follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxslim import graph
+from fxslim.analysis import AxisMap
+from fxslim.axes import Axis, Keep, kept_positions, leaves, narrowed_size, size
+from fxslim.calls import Dims
+from fxslim.errors import VerificationError
+from fxslim.passes.base import GraphPass, copy_program, infer_shapes, isolate
+from fxslim.passes.remove import remove_empty
+from fxslim.rules import row_for
+
+__all__ = ["Narrow"]
+
+
+@dataclass(frozen=True)
+class Narrow(GraphPass):
+    """Keep only some coordinates of some axes, everywhere.
+
+    Before: a captured program and its axis map.  After: every parameter and buffer that carries an
+    axis in `keep` is index-selected along it, shape constants are re-derived, and shapes inferred
+    anew agree with the axis map.  Equal to masking the other coordinates with 0 at the operands of
+    the contractions that end the axis.  An axis that keeps nothing goes with all that fed it.
+
+    Attributes:
+        axis_map: `fxslim.analysis.analyse` of the program that the pass is applied to.
+        keep: free axes, each with the coordinates that stay, ascending.
+    """
+
+    axis_map: AxisMap
+    keep: Keep
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Return the narrow program.
+
+        Raises:
+            VerificationError: a shape is not what the axis map says; nothing is returned.
+        """
+        slim, places = copy_program(graph_module)
+        axes = self.axis_map.on(slim, places)
+        touched = [node for node in axes.dims if _carries(axes, node, set(self.keep))]
+        for node in touched:
+            self._resize(axes, node)
+        for node in touched:
+            self._select_after(axes, node)
+        for user, operand in axes.selected:
+            self._select_at(axes, user, operand)
+        self._narrow_tensors(axes, [node for node in touched if node.op == "get_attr"])
+        remove_empty(axes, self.keep)
+        slim.graph.eliminate_dead_code()
+        _forget_unused(slim)
+        infer_shapes(slim, touched)
+        self._check_shapes(axes, slim)
+        return PassResult(slim, bool(touched))
+
+    def _resize(self, axes: AxisMap, node: fx.Node) -> None:
+        """Re-derive the shape constants of a call."""
+        row = row_for(node) if node.op == "call_function" and axes.dims[node] else None
+        if row is not None and row.resize is not None:
+            row.resize(axes.call(node), axes.dims[node], self.keep)
+
+    def _select_after(self, axes: AxisMap, node: fx.Node) -> None:
+        """Select from a tensor whose values depend on the position (`arange`)."""
+        row = row_for(node) if node.op == "call_function" else None
+        if row is None or not row.by_position or not self._narrows(axes.of(node)):
+            return
+        users = list(node.users)
+        with node.graph.inserting_after(node):
+            picked = self._select(node, axes.of(node))
+        for user in users:
+            user.replace_input_with(node, picked)
+
+    def _select_at(self, axes: AxisMap, user: fx.Node, operand: fx.Node) -> None:
+        """Select from an operand that stays as wide as it is, where it is used."""
+        dims = axes.selected[user, operand]
+        if self._narrows(dims):
+            with user.graph.inserting_before(user):
+                user.replace_input_with(operand, self._select(operand, dims))
+
+    def _narrows(self, dims: Dims) -> bool:
+        return any(leaf in self.keep for dim in dims for leaf in leaves(dim))
+
+    def _select(self, node: fx.Node, dims: Dims) -> fx.Node:
+        """Insert calls that index-select `node` along each dimension that narrows."""
+        isolated = isolate(node, dims, self.keep)
+        result, g = isolated.node, node.graph
+        for position, dim in enumerate(isolated.dims):
+            if self._narrows((dim,)):
+                kept = kept_positions(dim, self.keep)
+                device = node.meta["val"].device
+                index = _constant(g, torch.tensor(kept, dtype=torch.long, device=device))
+                result = g.call_function(
+                    torch.ops.aten.index_select.default, (result, position, index)
+                )
+        return isolated.merged(result)
+
+    def _narrow_tensors(self, axes: AxisMap, nodes: list[fx.Node]) -> None:
+        """Index-select parameters and buffers; tied ones once."""
+        made: dict[int, torch.Tensor] = {}
+        for node in nodes:
+            target = str(node.target)
+            old = graph.attribute(axes.program, target)
+            if id(old) not in made:
+                made[id(old)] = _narrowed(old, axes.of(node), self.keep)
+            node.meta.pop("val", None)
+            graph.set_attribute(axes.program, target, made.get(id(old), old))
+
+    def _check_shapes(self, axes: AxisMap, slim: fx.GraphModule) -> None:
+        """Every inferred shape is the one that the axis map predicts."""
+        for node in slim.graph.nodes:
+            if not graph.is_tensor(node) or not axes.dims.get(node):
+                continue
+            expected = tuple(narrowed_size(dim, self.keep) for dim in axes.of(node))
+            if graph.shape(node.meta["val"]) != expected and not _selected_from(node):
+                raise VerificationError(
+                    f"{graph.user_name(node)} is {tuple(node.meta['val'].shape)} after narrowing, "
+                    f"where its axes say {expected}; please report it with "
+                    "print(fxslim.show(program))"
+                )
+
+
+def _selected_from(node: fx.Node) -> bool:
+    """Whether `node` is made in full because its values depend on the position."""
+    row = row_for(node) if node.op == "call_function" else None
+    return row is not None and row.by_position
+
+
+def _carries(axes: AxisMap, node: fx.Node, wanted: set[Axis]) -> bool:
+    """Whether a result or an operand of `node` carries one of the axes."""
+    return any(axes.axes(n) & wanted for n in _with_operands(node)) or any(
+        leaf in wanted
+        for operand in graph.tensor_inputs(node)
+        for dim in axes.seen_by(node, operand)
+        for leaf in leaves(dim)
+    )
+
+
+def _with_operands(node: fx.Node) -> Iterator[fx.Node]:
+    yield node
+    yield from graph.tensor_inputs(node)
+
+
+def _narrowed(tensor: torch.Tensor, dims: Dims, keep: Keep) -> torch.Tensor:
+    """`tensor` index-selected along every dimension that narrows, of its own kind."""
+    value = tensor.detach()
+    for position, dim in enumerate(dims):
+        if narrowed_size(dim, keep) != size(dim):
+            index = torch.tensor(kept_positions(dim, keep), device=value.device, dtype=torch.long)
+            value = value.index_select(position, index)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(value, requires_grad=tensor.requires_grad)
+    return value
+
+
+def _constant(g: fx.Graph, value: torch.Tensor) -> fx.Node:
+    """A `get_attr` of a new buffer."""
+    module = g.owning_module
+    count = sum(name.startswith("kept_positions_") for name, _ in module.named_buffers())
+    name = f"kept_positions_{count}"
+    module.register_buffer(name, value, persistent=False)
+    return g.get_attr(name)
+
+
+def _forget_unused(program: fx.GraphModule) -> None:
+    """Drop parameters and buffers that no node reads any more."""
+    read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
+    for name, module in list(program.named_modules()):
+        for own in [*module._parameters, *module._buffers]:
+            if f"{name}.{own}".lstrip(".") not in read:
+                delattr(module, own)
+    program.delete_all_unused_submodules()
+

@@ -1,0 +1,154 @@
+"""Parameters that each head has one of: scales, gates, sinks; and norms inside a head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.zoo.handwritten.common import (
+    HEAD_DIM,
+    HEADS,
+    WIDTH,
+    Entry,
+    Example,
+    Layer,
+    SplitHeads,
+    Stack,
+    expects,
+    hidden_states,
+    merge_heads,
+)
+
+__all__ = ["ENTRIES"]
+
+
+class Scale(SplitHeads):
+    """A learned temperature per head on normalised queries and keys, as Swin v2 has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.randn(HEADS, 1, 1))
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """Cosines times the head's temperature."""
+        cosines = nn.functional.normalize(query, dim=-1) @ nn.functional.normalize(
+            key, dim=-1
+        ).transpose(-1, -2)
+        return cosines * self.logit_scale.clamp(max=4.6).exp()
+
+
+class Gate(SplitHeads):
+    """A learned gate per head on the context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.randn(HEADS))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend, then gate."""
+        return super().attend(query, key, value) * self.gate.sigmoid().view(1, HEADS, 1, 1)
+
+
+class InputGate(SplitHeads):
+    """A gate per head and position, computed from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend, then gate with what the input says."""
+        query, key, value = (
+            self.split(linear(x), HEADS) for linear in (self.query, self.key, self.value)
+        )
+        gate = self.gate(x).sigmoid().transpose(1, 2).unsqueeze(-1)
+        return self.output(merge_heads(self.attend(query, key, value) * gate))
+
+
+class Sink(SplitHeads):
+    """A learned logit per head that takes part in the softmax and attends to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sinks = nn.Parameter(torch.randn(HEADS))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Softmax over the keys and the sink, then drop the sink."""
+        scores = self.scores(query, key)
+        sinks = self.sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], -1)
+        weights = torch.cat((scores, sinks), dim=-1).softmax(-1)
+        return weights[..., :-1] @ value
+
+
+class QueryKeyNorm(SplitHeads):
+    """Queries and keys normalised inside each head, with weights that all heads share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query_norm, self.key_norm = nn.RMSNorm(HEAD_DIM), nn.LayerNorm(HEAD_DIM)
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """Scores of the normalised queries and keys."""
+        return super().scores(self.query_norm(query), self.key_norm(key))
+
+
+class ContextNorm(SplitHeads):
+    """The context normalised inside each head: what one head holds does not touch another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(HEAD_DIM)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend, then normalise."""
+        return self.norm(super().attend(query, key, value))
+
+
+def _stack(attention: type[nn.Module]) -> Example:
+    return Stack(lambda: Layer(attention())), (hidden_states(),)
+
+
+@expects(attentions=2, prunable=2)
+def head_scale() -> Example:
+    """Temperatures."""
+    return _stack(Scale)
+
+
+@expects(attentions=2, prunable=2)
+def head_gate() -> Example:
+    """Learned gates."""
+    return _stack(Gate)
+
+
+@expects(attentions=2, prunable=2)
+def head_input_gate() -> Example:
+    """Computed gates."""
+    return _stack(InputGate)
+
+
+@expects(attentions=2, prunable=2)
+def head_sink() -> Example:
+    """Sinks."""
+    return _stack(Sink)
+
+
+@expects(attentions=2, prunable=2)
+def query_key_norm() -> Example:
+    """Norms before the scores."""
+    return _stack(QueryKeyNorm)
+
+
+@expects(attentions=2, prunable=2)
+def context_norm() -> Example:
+    """A norm after the values, inside each head."""
+    return _stack(ContextNorm)
+
+
+ENTRIES: tuple[Entry, ...] = (
+    context_norm,
+    head_gate,
+    head_input_gate,
+    head_scale,
+    head_sink,
+    query_key_norm,
+)
