@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fxslim import graph
-from fxslim.axes import Axis, Block, block, fresh, leaves, resolve, size
+from fxslim.axes import Axis, Block, block, fresh, members, resolve, size
 from fxslim.calls import Call, Contraction, Dims, RuleMismatch
 from fxslim.rules import row_for
 
@@ -46,8 +46,8 @@ class AxisMap:
         return self.selected.get((user, operand)) or self.of(operand)
 
     def axes(self, node: fx.Node) -> set[Axis]:
-        """The leaves that any result of `node` carries."""
-        return {leaf for dims in self.dims.get(node, []) for dim in dims for leaf in leaves(dim)}
+        """The axes, leaves and sums, that any result of `node` carries."""
+        return {axis for dims in self.dims.get(node, []) for dim in dims for axis in members(dim)}
 
     def on(self, program: fx.GraphModule, copy: Mapping[fx.Node, fx.Node]) -> AxisMap:
         """The same axes on a copy of the program."""

@@ -36,6 +36,7 @@ __all__ = [
     "join",
     "kept_positions",
     "leaves",
+    "members",
     "narrowed_size",
     "regroup",
     "resolve",
@@ -112,6 +113,14 @@ def leaves(dim: Dim) -> Iterator[Axis]:
         else:
             for part in axis.parts:
                 yield from leaves(part)
+
+
+def members(dim: Dim) -> Iterator[Axis]:
+    """The leaves of `dim` and the sums that they are parts of (a sum of units has no leaf)."""
+    for axis in resolve(dim):
+        yield axis
+        for part in axis.parts or ():
+            yield from members(part)
 
 
 def block(dim: Dim, why: Block) -> None:

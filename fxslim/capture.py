@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.graph import attribute
+from fxslim.program import Program, copy_graph
 
 __all__ = ["capture", "check_model", "is_captured"]
 
@@ -61,8 +62,10 @@ def capture(
 
 
 def is_captured(model: nn.Module) -> bool:
-    """Whether `model` is a program that `capture` made."""
-    return isinstance(model, fx.GraphModule) and "capture" in model.meta
+    """Whether `model` is a program that `capture` made, with its shapes."""
+    if not isinstance(model, fx.GraphModule) or "capture" not in model.meta:
+        return False
+    return all("val" in node.meta for node in model.graph.nodes if node.op == "placeholder")
 
 
 def check_model(model: nn.Module) -> None:
@@ -183,7 +186,7 @@ def _as_program(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     _name_canonically(module, model)
-    program = fx.GraphModule(module, module.graph, type(model).__name__)
+    program = Program(module, copy_graph(module.graph)[0], type(model).__name__)
     _inline_wrappers(program)
     _drop_assertions(program)
     _free_views(program)

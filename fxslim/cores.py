@@ -14,7 +14,7 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap, Use
-from fxslim.axes import Axis, Dim, leaves, resolve, size
+from fxslim.axes import Axis, Dim, leaves, members, resolve, size
 from fxslim.calls import Contraction
 from fxslim.rules import row_for
 from fxslim.weights import Weights
@@ -112,7 +112,7 @@ class _Finder:
             [key],
             [value],
             [node],
-            set(leaves(self.axis_map.seen_by(node, key)[-2])),
+            set(members(self.axis_map.seen_by(node, key)[-2])),
             size(self.axis_map.seen_by(node, query)[-1]),
         )
 
@@ -122,7 +122,7 @@ class _Finder:
         if not dims:
             return None
         along = self.axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
-        keys = set(leaves(dims[along]))
+        keys = set(members(dims[along]))
         scores = self._scores(node, keys)
         context, value = self._context(node, keys)
         if not scores or not context:
@@ -196,7 +196,7 @@ class _Finder:
         return [
             c
             for c in self.axis_map.contractions.get(user, ())
-            if c.operand is operand and set(leaves(c.dim)) & axes
+            if c.operand is operand and set(members(c.dim)) & axes
         ]
 
     def _others(self, user: fx.Node, operand: fx.Node, path: set[fx.Node]) -> list[fx.Node]:
@@ -232,6 +232,8 @@ class _Finder:
         )
         if not heads:
             return self._headless(parts, candidates, projections)
+        ends = self._ends(parts, set(heads))
+        heads = self._ended_by_weights(heads, ends) or heads
         refusal = ""
         if not all(set(heads) & self.axis_map.axes(context) for context in parts.context):
             refusal = "its heads are mixed with each other between the scores and the values"
@@ -244,7 +246,7 @@ class _Finder:
             key_axes=frozenset(x for key in parts.key for x in self.axis_map.axes(key)),
             is_cross=self._is_cross(parts),
             projections=projections,
-            ends=tuple(self._ends(parts, set(heads))),
+            ends=tuple((n, c) for n, c in ends if set(leaves(c.dim)) & set(heads)),
             side=self._side(projections, set(heads)),
             refusal=refusal,
         )
@@ -356,6 +358,16 @@ class _Finder:
                     seen.add(user)
                     stack.append(user)
         return sorted(found.values(), key=lambda end: self.order[end[0]])
+
+    def _ended_by_weights(self, heads: tuple[Axis, ...], ends: list[End]) -> tuple[Axis, ...]:
+        """The leaves that output projections sum over (others are lengths made by a projection)."""
+        summed = {
+            leaf
+            for node, contraction in ends
+            if self.weights.summed_with(node, contraction) is not None
+            for leaf in leaves(contraction.dim)
+        }
+        return tuple(leaf for leaf in heads if leaf in summed)
 
     def _side(
         self, projections: dict[str, list[tuple[fx.Node, fx.Node]]], heads: set[Axis]

@@ -128,8 +128,7 @@ def repeats(call: Call, results: list[Dims], keep: Keep) -> None:
     dims, given = call.dims("self"), list(call.arguments["repeats"])
     padded: Dims = (*((),) * (len(given) - len(dims)), *dims)
     for i, (before, after) in enumerate(zip(padded, results[0], strict=True)):
-        if narrowed_size(after, keep) != size(after):
-            given[i] = narrowed_size(after, keep) // max(narrowed_size(before, keep), 1)
+        given[i] = _times(before, after, keep, given[i])
     graph.set_argument(call.node, "repeats", given)
 
 
@@ -137,9 +136,14 @@ def times(call: Call, results: list[Dims], keep: Keep) -> None:
     """How often each position of `dim` is repeated."""
     dim = call.axis()
     before, after = call.dims("self")[dim], results[0][dim]
-    if narrowed_size(after, keep) != size(after):
-        given = narrowed_size(after, keep) // max(narrowed_size(before, keep), 1)
-        graph.set_argument(call.node, "repeats", given)
+    given = call.arguments["repeats"]
+    graph.set_argument(call.node, "repeats", _times(before, after, keep, given))
+
+
+def _times(before: Dim, after: Dim, keep: Keep, given: Any) -> Any:
+    """How often `before` is repeated in `after` once both are narrow; `given` if still as often."""
+    new = narrowed_size(after, keep) // max(narrowed_size(before, keep), 1)
+    return given if new == size(after) // max(size(before), 1) else new
 
 
 def groups(channel_tensor: str, name: str) -> Resize:

@@ -1,4 +1,4 @@
-"""Which values of a program are weights (made from parameters alone), and which axes they carry."""
+"""Which values of a program are made from parameters alone, and which axes they carry."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ class Weights:
 
     Attributes:
         sources: for each such node, the `get_attr` nodes of the parameters it is made from.
-        produced: the leaves that some product with a weight brings in (the projections' outputs).
+        products: those of them that are made by a product (a projected latent, a position network).
+        produced: the leaves that a weight brings into some product: the outputs of projections.
     """
 
     def __init__(self, axis_map: AxisMap) -> None:
         self.axis_map = axis_map
         self.sources: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        self.products: set[fx.Node] = set()
         for node in axis_map.dims:
             if node.op == "get_attr":
                 parameter = isinstance(_tensor(axis_map, node), torch.nn.Parameter)
                 self.sources[node] = (node,) if parameter else ()
             elif node.op == "call_function":
-                inputs = graph.tensor_inputs(node)
-                if all(operand in self.sources for operand in inputs):
-                    merged = (s for operand in inputs for s in self.sources[operand])
-                    self.sources[node] = tuple(dict.fromkeys(merged))
+                self._visit(node)
         self.produced = {
             leaf
             for node, contractions in axis_map.contractions.items()
@@ -43,9 +42,18 @@ class Weights:
             for leaf in self.brought_in(node, contraction)
         }
 
+    def _visit(self, node: fx.Node) -> None:
+        inputs = node.all_input_nodes
+        if not all(operand in self.sources for operand in inputs):
+            return
+        merged = (source for operand in inputs for source in self.sources[operand])
+        self.sources[node] = tuple(dict.fromkeys(merged))
+        if node in self.axis_map.contractions or any(n in self.products for n in inputs):
+            self.products.add(node)
+
     def is_weight(self, node: fx.Node) -> bool:
-        """Whether `node` is made from parameters, and from nothing that is computed from inputs."""
-        return bool(self.sources.get(node))
+        """Whether `node` is a parameter, or one rearranged and scaled."""
+        return bool(self.sources.get(node)) and node not in self.products
 
     def brought_in(self, node: fx.Node, contraction: Contraction) -> set[Axis]:
         """The leaves of a contracted operand that the product keeps."""
@@ -60,7 +68,7 @@ class Weights:
         """The parameters that `node` sums `contraction` against; None if there is none."""
         axes = set(leaves(contraction.dim))
         for other in self.axis_map.contractions[node]:
-            if self.is_weight(other.operand) and set(leaves(other.dim)) & axes:
+            if self.sources.get(other.operand) and set(leaves(other.dim)) & axes:
                 return self.behind(other.operand, axes)
         return None
 

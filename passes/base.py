@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxslim.axes import Axis, leaves, resolve, size
 from fxslim.calls import Dims
 from fxslim.graph import attribute, is_symbolic, shape
+from fxslim.program import Program, copy_graph
 
-__all__ = ["GraphPass", "Isolated", "copy_program", "infer_shapes", "isolate"]
+__all__ = ["GraphPass", "Isolated", "copy_program", "eliminate_dead_code", "infer_shapes", "isolate"]
 
 
 class GraphPass(PassBase):
@@ -41,18 +42,11 @@ class GraphPass(PassBase):
         """Return a transformed copy of `graph_module` and whether it differs."""
 
 
-def copy_program(program: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+def copy_program(program: fx.GraphModule) -> tuple[Program, dict[fx.Node, fx.Node]]:
     """A program of its own graph that shares every tensor, and where each node went."""
-    graph = fx.Graph(tracer_cls=getattr(program.graph, "_tracer_cls", None))
-    places: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(program.graph, places, return_output_node=True)
-    if output is not None:
-        value, old = output
-        places[old] = graph.output(value, getattr(old, "type", None))
-        places[old].meta = copy.copy(old.meta)
-    graph._codegen = copy.deepcopy(program.graph._codegen)
-    made = fx.GraphModule(program, graph, type(program).__name__)
-    made.meta = {k: v for k, v in program.meta.items() if k != "fxslim"}
+    graph, places = copy_graph(program.graph)
+    made = Program(program, graph, type(program).__name__)
+    made.meta = {key: value for key, value in program.meta.items() if key != "fxslim"}
     made.train(program.training)
     return made, places
 
@@ -99,7 +93,7 @@ def infer_shapes(program: fx.GraphModule, touched: Iterable[fx.Node] = ()) -> No
     mode = detect_fake_mode([n.meta.get("val") for n in program.graph.nodes])
     assert mode is not None, "a program without fake tensors in node.meta['val']"
     dirty = set(touched)
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), enable_python_dispatcher():
         for node in program.graph.nodes:
             old = node.meta.get("val")
             if node.op == "get_attr" and old is None:
@@ -121,3 +115,19 @@ def _same_sizes(old: object, new: object) -> bool:
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
         return shape(old) == shape(new)
     return False
+
+
+def eliminate_dead_code(program: fx.GraphModule) -> None:
+    """Remove nodes without users, except inputs, assertions, and operators that write.
+
+    A random operator whose result nobody reads goes too, which `torch.fx` by itself would keep.
+    """
+    program.graph.eliminate_dead_code(_must_stay)
+
+
+def _must_stay(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output") or node.target is torch._assert:
+        return True
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
+    return node.op == "call_module" or bool(node.op == "call_function" and node.is_impure())

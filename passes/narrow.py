@@ -14,7 +14,13 @@ from fxslim.analysis import AxisMap
 from fxslim.axes import Axis, Keep, kept_positions, leaves, narrowed_size, size
 from fxslim.calls import Dims
 from fxslim.errors import VerificationError
-from fxslim.passes.base import GraphPass, copy_program, infer_shapes, isolate
+from fxslim.passes.base import (
+    GraphPass,
+    copy_program,
+    eliminate_dead_code,
+    infer_shapes,
+    isolate,
+)
 from fxslim.passes.remove import remove_empty
 from fxslim.rules import row_for
 
@@ -55,7 +61,7 @@ class Narrow(GraphPass):
             self._select_at(axes, user, operand)
         self._narrow_tensors(axes, [node for node in touched if node.op == "get_attr"])
         remove_empty(axes, self.keep)
-        slim.graph.eliminate_dead_code()
+        eliminate_dead_code(slim)
         _forget_unused(slim)
         infer_shapes(slim, touched)
         self._check_shapes(axes, slim)

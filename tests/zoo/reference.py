@@ -144,15 +144,14 @@ def resized(program: fx.GraphModule, call: Call) -> dict[str, Call]:
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     if not _match(leaves, values):
         return {}
-    symbols = _symbols(values)
-    batch = _batch_symbol(values)
+    symbols, batch = _symbols(values), _batch_symbols(values)
     calls = {}
-    for label, changed in (
-        ("batch", [s for s in symbols if s == batch]),
-        ("length", [s for s in symbols if s != batch]),
+    for label, step, changed in (
+        ("batch", 1, [symbol for symbol in symbols if symbol in batch]),
+        ("length", 3, [symbol for symbol in symbols if symbol not in batch]),
     ):
-        sizes = {s: _other_size(symbols[s], 1 if s == batch else 3) for s in changed}
-        if sizes and any(sizes[s] != symbols[s].node.hint for s in changed):
+        sizes = {symbol: _other_size(symbols[symbol], step) for symbol in changed}
+        if any(sizes[symbol] != symbols[symbol].node.hint for symbol in changed):
             new = [_resize(leaf, v, sizes) for leaf, v in zip(leaves, values, strict=True)]
             args, kwargs = pytree.tree_unflatten(new, spec)
             calls[label] = Call(args, kwargs)
@@ -184,10 +183,10 @@ def _symbols(values: Sequence[object]) -> dict[Any, torch.SymInt]:
     return {size.node.expr: size for _, size in _symbolic_sizes(values) if size.node.expr.is_symbol}
 
 
-def _batch_symbol(values: Sequence[object]) -> Any:
-    """The first symbol that is a leading size."""
-    sizes = (size.node.expr for dim, size in _symbolic_sizes(values) if dim == 0)
-    return next((symbol for symbol in sizes if symbol.is_symbol), None)
+def _batch_symbols(values: Sequence[object]) -> set[Any]:
+    """The symbols that are leading sizes, and as large as the first of these."""
+    leading = [size.node for dim, size in _symbolic_sizes(values) if dim == 0]
+    return {node.expr for node in leading if node.hint == leading[0].hint}
 
 
 def _other_size(size: torch.SymInt, step: int) -> int:

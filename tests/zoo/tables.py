@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -25,7 +26,7 @@ def report(results: Sequence[Result]) -> RenderableType:
     failures = [result for result in results if result.status in (*FAILURES, "capture")]
     if failures:
         parts += [_failure_table(failures)]
-    parts += [_counts("refused sites: why", _summed(r.reasons for r in results))]
+    parts += [_counts("refused sites: why", _summed(map(_kinds_of_reasons, results)))]
     parts += [_counts("operators without a rule, sites", _summed(r.operators for r in results))]
     parts += [Text(_totals(results))]
     return Group(*parts)
@@ -62,14 +63,16 @@ def _table(first: str, *headings: str) -> Table:
 
 
 def _failure_table(failures: Iterable[Result]) -> Table:
-    table = Table("entry", "what happened", width=_WIDTH, box=SIMPLE_HEAD, pad_edge=False)
+    """What happened, once for all the entries that it happened to."""
+    entries: dict[str, list[str]] = {}
     for result in failures:
-        lines = result.detail.strip().splitlines()[:4]
+        lines = [result.status, *result.detail.strip().splitlines()[:4]]
         if result.status == "wrong":
-            shapes = ", ".join(result.shapes)
-            lines = [f"{result.difference} over {shapes}", *lines]
-        what = "\n".join((result.status, *lines))
-        table.add_row(escape(f"{result.name} {result.attn}"), escape(what))
+            lines[1:1] = [f"{result.difference} over {', '.join(result.shapes)}"]
+        entries.setdefault("\n".join(lines), []).append(f"{result.name} {result.attn}")
+    table = Table("what happened", "entries", width=_WIDTH, box=SIMPLE_HEAD, pad_edge=False)
+    for what, names in sorted(entries.items(), key=lambda item: -len(item[1])):
+        table.add_row(escape(what), escape(f"{len(names)}: {', '.join(names)}"))
     return table
 
 
@@ -78,6 +81,17 @@ def _summed(counts: Iterable[dict[str, int]]) -> Counter[str]:
     for count in counts:
         total.update(count)
     return total
+
+
+_PLACE = re.compile(r" \([^()]* in [^()]*\)|(?<=\w)_\d+\b")
+
+
+def _kinds_of_reasons(result: Result) -> dict[str, int]:
+    """The reasons without the places in the graph that they name."""
+    kinds: Counter[str] = Counter()
+    for reason, count in result.reasons.items():
+        kinds[_PLACE.sub("", reason)] += count
+    return kinds
 
 
 def _counts(title: str, counts: Counter[str]) -> RenderableType:

@@ -1,0 +1,125 @@
+"""The program: a `GraphModule` that keeps its outputs' types when it is copied or pickled."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import map_aggregate
+
+__all__ = ["Program", "copy_graph"]
+
+
+class Program(fx.GraphModule):
+    """A captured, masked or slim model: a graph of ATen calls under the model's own names.
+
+    `torch.fx` pickles a module as source code and traces that again, which turns a model's output
+    classes into plain dicts; a `Program` pickles its graph.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        root = copy.deepcopy(_root(self), memo)
+        graph, places = copy_graph(self.graph)
+        for old, new in places.items():
+            new.meta = copy.copy(old.meta)
+        return _assemble(root, graph, copy.deepcopy(self.meta, memo), type(self).__name__)
+
+    def __reduce__(self) -> tuple[Callable[..., Program], tuple[Any, ...]]:
+        def refer(node: fx.Node) -> _Reference:
+            return _Reference(node.name)
+
+        nodes = [
+            (n.op, _Operator.of(n.target), *fx.map_arg((n.args, n.kwargs), refer), n.name)
+            for n in self.graph.nodes
+        ]
+        name = type(self).__name__
+        return _unpickle, (_root(self), nodes, self.graph._codegen, self.meta, name)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A node's name in a pickled graph."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """An operator's overload in a pickled graph: ``aten``, ``add``, ``Tensor``."""
+
+    path: tuple[str, str, str]
+
+    @classmethod
+    def of(cls, target: Any) -> Any:
+        """What to pickle for a node's target: overloads by name, all else as it is."""
+        if not isinstance(target, torch._ops.OpOverload):
+            return target
+        namespace, name = target._schema.name.split("::")
+        return cls((namespace, name, target._overloadname))
+
+    def overload(self) -> Any:
+        namespace, name, overload = self.path
+        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+
+
+def _root(program: fx.GraphModule) -> nn.Module:
+    """The parameters, buffers and submodules of a program, without its graph."""
+    root = nn.Module()
+    root._parameters, root._buffers = program._parameters, program._buffers
+    root._modules = program._modules
+    root._non_persistent_buffers_set = program._non_persistent_buffers_set
+    root.training = program.training
+    return root
+
+
+def _assemble(root: nn.Module, graph: fx.Graph, meta: dict[str, Any], name: str) -> Program:
+    program = Program(root, graph, name)
+    for target, buffer in root.named_buffers():
+        _keep_persistence(root, program, target, buffer)
+    program.meta = meta
+    program.train(root.training)
+    return program
+
+
+def _keep_persistence(root: nn.Module, program: Program, target: str, buffer: torch.Tensor) -> None:
+    """A `GraphModule` is given buffers as plain attributes: say again which are not saved."""
+    *path, name = target.split(".")
+    source = root.get_submodule(".".join(path))
+    if name in source._non_persistent_buffers_set:
+        owner = program.get_submodule(".".join(path))
+        if name in owner._buffers:
+            owner._non_persistent_buffers_set.add(name)
+
+
+def _unpickle(
+    root: nn.Module, nodes: list[tuple[Any, ...]], codegen: Any, meta: dict[str, Any], name: str
+) -> Program:
+    graph = fx.Graph()
+    graph._codegen = codegen
+    made: dict[str, fx.Node] = {}
+
+    def follow(value: Any) -> Any:
+        return made[value.name] if isinstance(value, _Reference) else value
+
+    for op, target, args, kwargs, own in nodes:
+        arguments = map_aggregate(args, follow), map_aggregate(kwargs, follow)
+        target = target.overload() if isinstance(target, _Operator) else target
+        made[own] = graph.create_node(op, target, *arguments, name=own)
+    return _assemble(root, graph, meta, name)
+
+
+def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of `graph`, calling convention included, and where each node went."""
+    new = fx.Graph()
+    places: dict[fx.Node, fx.Node] = {}
+    result = new.graph_copy(graph, places, return_output_node=True)
+    if result is not None:
+        value, old = result
+        places[old] = new.output(value, old.type)
+        places[old].meta = copy.copy(old.meta)
+    new._codegen = copy.deepcopy(graph._codegen)
+    return new, places

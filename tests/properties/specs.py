@@ -1,0 +1,216 @@
+"""Random transformers as plain data: what is drawn, and what is true of it by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hypothesis import strategies as st
+
+__all__ = ["AttentionSpec", "LayerSpec", "Spec", "Truth", "specs"]
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """One attention.  Every field that is a string names a spelling; see `attention.py`."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    projection: str
+    order: str
+    core: str
+    spread: str
+    bias: bool
+    norm: str
+    rotary: str
+    causal: bool
+    padding: bool
+    alibi: bool
+    table: str
+    softcap: bool
+    sinks: bool
+    context_norm: str
+    gate: str
+    output: str
+    coupling: str
+    source: str
+    """Where keys and values come from: "self", "memory" (cross-attention) or "latents" (queries)."""
+
+    @property
+    def separable(self) -> bool:
+        return self.heads > 1 and self.coupling == "none"
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer: attentions, what follows them, and how they are joined to the residual stream."""
+
+    attention: AttentionSpec
+    cross: AttentionSpec | None
+    ffn: str
+    form: str
+    norm: str
+    distractor: str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A model.  `calls` says in which order its layers are called; one may be called twice."""
+
+    width: int
+    layers: tuple[LayerSpec, ...]
+    calls: tuple[int, ...]
+    pool: AttentionSpec | None
+    tied_queries: bool
+    dynamic: bool
+    batch: int
+    length: int
+    memory: int
+    seed: int
+
+    def attentions(self) -> Iterator[tuple[str, AttentionSpec]]:
+        """Every attention that runs, in order, by the path of its module."""
+        for call in self.calls:
+            yield f"layers.{call}.attention", self.layers[call].attention
+            cross = self.layers[call].cross
+            if cross is not None:
+                yield f"layers.{call}.cross", cross
+        if self.pool is not None:
+            yield "pool", self.pool
+
+    def truth(self) -> list[Truth]:
+        """What `find_attention` must return."""
+        seen: dict[str, int] = {}
+        out = []
+        for path, spec in self.attentions():
+            seen[path] = seen.get(path, 0) + 1
+            out.append(Truth(path, f"@{seen[path]}" if seen[path] > 1 else "", spec))
+        return out
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One attention that is there."""
+
+    path: str
+    call: str
+    spec: AttentionSpec
+
+
+SELF_PROJECTIONS = [
+    "separate", "matmul", "fused", "sliced", "interleaved", "stacked", "packed", "einsum", "conv",
+    "addmm", "latent", "module",
+]  # fmt: skip
+CROSS_PROJECTIONS = ["separate", "matmul", "fused_weight", "packed", "einsum", "conv", "module"]
+CORES = ["sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa"]
+NEED_SCORES = {"talking_before", "talking_after", "probabilities", "max_of_scores"}
+COUPLINGS = [
+    "layer_norm", "rms_norm", "talking_before", "talking_after", "probabilities", "max_of_scores",
+    "cumsum", "sort", "mean", "sum", "roll", "flat_query_norm", "head_router", "returned",
+]  # fmt: skip
+
+
+def one_of(*values: object) -> st.SearchStrategy:
+    return st.sampled_from(values)
+
+
+@st.composite
+def attention_specs(draw, source: str) -> AttentionSpec:
+    kv_heads, group = draw(st.integers(1, 4)), draw(one_of(1, 1, 2, 3))
+    head_dim = draw(one_of(2, 4, 1, 3, 6))
+    even = head_dim % 2 == 0
+    spec = AttentionSpec(
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_dim=draw(one_of(head_dim, head_dim, 3, 2)),
+        projection=draw(st.sampled_from(SELF_PROJECTIONS if source == "self" else CROSS_PROJECTIONS)),
+        order="".join(draw(st.permutations("qkv"))),
+        core=draw(st.sampled_from(CORES)),
+        spread=draw(one_of("interleave", "expand", "tile")),
+        bias=draw(st.booleans()),
+        norm=draw(one_of("none", "none", "rms", "layer", "per_head", "cosine")),
+        rotary=draw(one_of("none", "half", "pairs", "partial")) if even else "none",
+        causal=draw(st.booleans()) and source == "self",
+        padding=draw(st.booleans()) and source == "self",
+        alibi=draw(one_of(False, False, False, True)),
+        table=draw(one_of("none", "none", "embedding", "indexed", "shared")),
+        softcap=draw(one_of(False, False, True)),
+        sinks=draw(one_of(False, False, True)),
+        context_norm=draw(one_of("none", "none", "none", "group", "per_head")),
+        gate=draw(one_of("none", "none", "elementwise", "per_head", "parameter", "common")),
+        output=draw(
+            one_of("linear", "matmul", "addmm", "einsum", "conv", "beside", "beside_heads", "twice")
+        ),
+        coupling=draw(st.sampled_from(COUPLINGS)) if draw(one_of(*[False] * 3, True)) else "none",
+        source=source,
+    )
+    return consistent(spec)
+
+
+def consistent(spec: AttentionSpec) -> AttentionSpec:
+    """The nearest specification that can be built."""
+    if spec.projection in ("stacked", "latent", "module"):
+        spec = replace(spec, kv_heads=spec.heads)
+    if spec.projection in ("stacked", "interleaved", "module"):
+        spec = replace(spec, value_dim=spec.head_dim)
+    if spec.projection == "latent":
+        spec = replace(spec, rotary="none")
+    if spec.heads == spec.kv_heads and spec.core in ("grouped", "sdpa_gqa"):
+        spec = replace(spec, core="eager")
+    if spec.coupling in NEED_SCORES or spec.sinks or spec.softcap:
+        core = "grouped" if spec.core == "sdpa_gqa" else "eager" if spec.core == "sdpa" else spec.core
+        spec = replace(spec, core=core)
+    if spec.projection == "module":  # nn.MultiheadAttention does all of it by itself
+        spec = replace(
+            spec, norm="none", rotary="none", causal=False, padding=False, alibi=False,
+            table="none", softcap=False, sinks=False, context_norm="none", gate="none",
+            output="linear", coupling="none", core="sdpa" if spec.core == "sdpa" else "merged",
+        )  # fmt: skip
+    if spec.heads == 1:
+        spec = replace(spec, coupling="none")
+    if spec.coupling in ("mean", "sum", "returned"):
+        spec = replace(spec, output="linear", gate="none", context_norm="none")
+    return spec
+
+
+@st.composite
+def layer_specs(draw) -> LayerSpec:
+    return LayerSpec(
+        attention=draw(attention_specs("self")),
+        cross=draw(attention_specs("memory")) if draw(one_of(False, False, True)) else None,
+        ffn=draw(one_of("mlp", "gated", "none")),
+        form=draw(one_of("pre", "post", "parallel", "scaled", "plain")),
+        norm=draw(one_of("layer", "rms", "none")),
+        distractor=draw(
+            one_of(
+                "none", "none", "router", "top_experts", "pooling", "squeeze", "softmax_gate",
+                "linear_attention", "similarity", "memory_lookup", "class_scores",
+            )  # fmt: skip
+        ),
+    )
+
+
+@st.composite
+def specs(draw) -> Spec:
+    """A model of one or two layers, with sizes that may coincide where nothing is symbolic."""
+    layers = draw(st.lists(layer_specs(), min_size=1, max_size=2))
+    first = layers[0].attention
+    dynamic = draw(one_of(False, False, True))
+    calls = list(range(len(layers)))
+    if draw(one_of(False, False, False, True)):
+        calls.append(draw(st.sampled_from(calls)))
+    return Spec(
+        width=draw(one_of(first.heads * first.value_dim, 6, 8)),
+        layers=tuple(layers),
+        calls=tuple(calls),
+        pool=draw(attention_specs("latents")) if draw(one_of(*[False] * 5, True)) else None,
+        tied_queries=draw(one_of(False, False, False, True)),
+        dynamic=dynamic,
+        batch=3 if dynamic else draw(st.integers(1, 4)),
+        length=5 if dynamic else draw(st.integers(2, 6)),
+        memory=7 if dynamic else draw(st.integers(2, 6)),
+        seed=draw(st.integers(0, 3)),
+    )
