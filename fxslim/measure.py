@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from fxslim.examples import Inputs, as_inputs
 
 __all__ = ["Totals", "bind", "count_flops", "count_parameters", "interleave", "totals"]
 
@@ -31,13 +34,8 @@ class Totals:
     seconds: tuple[float, float]
 
 
-def totals(
-    dense: nn.Module,
-    slim: nn.Module,
-    inputs: tuple[Any, ...] | dict[str, Any],
-    repeats: int = 20,
-) -> Totals:
-    """Count and time two modules on the same inputs (a tuple of args or a dict of kwargs)."""
+def totals(dense: nn.Module, slim: nn.Module, inputs: Inputs, repeats: int = 20) -> Totals:
+    """Count and time two modules on the same inputs."""
     calls = {"dense": bind(dense, inputs), "slim": bind(slim, inputs)}
     seconds = interleave(calls, repeats)
     return Totals(
@@ -47,11 +45,10 @@ def totals(
     )
 
 
-def bind(module: nn.Module, inputs: tuple[Any, ...] | dict[str, Any]) -> Callable[[], Any]:
+def bind(module: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
     """The module's call on these inputs, as a function of nothing."""
-    if isinstance(inputs, dict):
-        return lambda: module(**inputs)
-    return lambda: module(*inputs)
+    args, kwargs = as_inputs(inputs)
+    return functools.partial(module, *args, **kwargs)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -103,16 +103,20 @@ def bounds(call: Call, results: list[Dims], keep: Keep) -> None:
     """`start` and `end` count the positions that stay before them."""
     dim = call.dims("self")[call.axis()]
     length = size(dim)
-    if narrowed_size(dim, keep) == length:
+    start, end = (_clipped(call, name, length, d) for name, d in (("start", 0), ("end", length)))
+    if narrowed_size(dim, keep) == length or (start, end, call.number("step")) == (0, length, 1):
         return
     kept = kept_positions(dim, keep)
     if call.number("step") != 1:
         graph.set_argument(call.node, "end", len(kept))
         return
-    for name, default in (("start", 0), ("end", length)):
-        value = default if call.arguments[name] is None else call.number(name)
-        value = min(max(value + length if value < 0 else value, 0), length)
-        graph.set_argument(call.node, name, bisect_left(kept, value))
+    graph.set_argument(call.node, "start", bisect_left(kept, start))
+    graph.set_argument(call.node, "end", bisect_left(kept, end))
+
+
+def _clipped(call: Call, name: str, length: int, default: int) -> int:
+    value = default if call.arguments[name] is None else call.number(name)
+    return min(max(value + length if value < 0 else value, 0), length)
 
 
 def position(call: Call, results: list[Dims], keep: Keep) -> None:

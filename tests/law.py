@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fxslim import graph
 from fxslim.analysis import AxisMap, analyse
-from fxslim.axes import Axis, kept_positions, leaves, resolve
+from fxslim.axes import Axis, kept_positions, leaves, narrowed_size, resolve, size
 from fxslim.passes.base import copy_program
 from fxslim.passes.narrow import Narrow
 from fxslim.rules import row_for
@@ -146,28 +146,36 @@ def masked(program, axis_map, keep, choice=0):
     A product needs the mask at one of its operands: `choice` says at which.
     """
     made, places = copy_program(program)
+    seen: dict[Any, fx.Node] = {}
     for leaf, kept in keep.items():
         for node, contractions in summed(axis_map, leaf).items():
             c = contractions[choice % len(contractions)]
             dim = axis_map.seen_by(node, c.operand)[c.dimension]
             stay = set(kept_positions(dim, {leaf: kept}))
-            gone = [p for p in range(c.operand.meta["val"].shape[c.dimension]) if p not in stay]
-            made.register_buffer(f"gone_{len(list(made.buffers()))}", torch.tensor(gone))
-            name = f"gone_{len(list(made.buffers())) - 1}"
-            operand, user = places[c.operand], places[node]
-            with made.graph.inserting_before(user):
-                index = made.graph.get_attr(name)
-                fill = torch.ops.aten.index_fill.int_Scalar
-                zeros = made.graph.call_function(fill, (operand, c.dimension, index, 0))
-            user.replace_input_with(operand, zeros)
+            gone = [p for p in range(size(dim)) if p not in stay]
+            operand = seen.get((node, c.operand), places[c.operand])
+            seen[node, c.operand] = _filled(made, places[node], operand, c.dimension, gone)
     made.recompile()
     return made
+
+
+def _filled(program, user, operand, dimension, positions):
+    """Insert a call that fills `positions` of an operand with 0, where `user` uses it."""
+    name = f"gone_{len(list(program.buffers()))}"
+    program.register_buffer(name, torch.tensor(positions, dtype=torch.long))
+    with program.graph.inserting_before(user):
+        index = program.graph.get_attr(name)
+        fill = torch.ops.aten.index_fill.int_Scalar
+        filled = program.graph.call_function(fill, (operand, dimension, index, 0))
+    user.replace_input_with(operand, filled)
+    return filled
 
 
 def selected(value, dims, keep):
     """What stays of a result."""
     for position, dim in enumerate(dims):
-        value = value.index_select(position, torch.tensor(kept_positions(dim, keep)).long())
+        if narrowed_size(dim, keep) != size(dim):
+            value = value.index_select(position, torch.tensor(kept_positions(dim, keep)).long())
     return value
 
 

@@ -129,11 +129,11 @@ class Attention(nn.Module):
         if spec.core not in ("grouped", "sdpa_gqa"):
             k, v = self._spread(k), self._spread(v)
         context, extra = self._core(q, k, v, self._bias(x, memory, padding, shared))
-        if self.mask is not None:
-            context = context * self.mask[:, None, None]
         context = self._gated(self._coupled(self._context_normed(context), x), x)
         if spec.coupling == "returned":
             extra = context
+        if self.mask is not None:
+            context = context * self.mask[:, None, None]
         return self._output(context, x), extra
 
     # -------------------------------------------------------------------------------- before it
@@ -204,7 +204,7 @@ class Attention(nn.Module):
                 p, extra = self._probabilities(scores, bias)
                 return torch.einsum("bhqk,bhkd->bhqd", p, v), extra
             case "eager":
-                p, extra = self._probabilities(q @ k.transpose(2, 3) / self.scale, bias)
+                p, extra = self._probabilities(q @ k.transpose(2, 3) / (1 / self.scale), bias)
                 return p @ v, extra
         return self._merged(q, k, v, bias)
 

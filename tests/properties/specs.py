@@ -169,6 +169,8 @@ def consistent(spec: AttentionSpec) -> AttentionSpec:
             table="none", softcap=False, sinks=False, context_norm="none", gate="none",
             output="linear", coupling="none", core="sdpa" if spec.core == "sdpa" else "merged",
         )  # fmt: skip
+    if spec.table == "shared" and spec.source != "self":
+        spec = replace(spec, table="embedding")
     if spec.heads == 1:
         spec = replace(spec, coupling="none")
     if spec.coupling in ("mean", "sum", "returned"):

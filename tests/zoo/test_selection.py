@@ -11,11 +11,8 @@ ARCHITECTURES = [("bert", "eager"), ("gpt2", "sdpa"), ("llama", "eager"), ("swin
 WRITTEN_BY_HAND = [
     "albert",
     "alibi",
-    "bmm-merged",
     "class-scores",
     "ddpm-attention",
-    "einsum",
-    "experts",
     "gqa-native",
     "head-sink",
     "mha-cross-batch-first",
