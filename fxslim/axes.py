@@ -321,6 +321,7 @@ def regroup(dims: Sequence[Dim], sizes: Sequence[int], why: Block) -> list[Dim]:
         block(tuple(queue[:axes]), why)
         out += [fresh(n, why) for n in pending[:count]]
         del queue[:axes], pending[:count]
+    block(tuple(queue), why)
     return out
 
 

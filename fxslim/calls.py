@@ -80,6 +80,13 @@ class Call:
             value = value.meta["val"]
         return graph.generic_size(value)
 
+    def bound(self, name: str, length: int, default: int) -> int:
+        """A slice's start or end, as Python counts it, clipped to the length."""
+        if self.arguments[name] is None:
+            return default
+        value = self.number(name)
+        return min(max(value + length if value < 0 else value, 0), length)
+
     def reads(self, dim: Dim, how: str = "reads it as a whole") -> None:
         """Block `dim`: this operator's result at one position depends on the others."""
         block(dim, self.why(how))

@@ -7,7 +7,9 @@ import functools
 import inspect
 import operator
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,7 +53,8 @@ def capture(
     )
     notes: list[str] = []
     callee = _without_cache(model, kwargs, notes)
-    exported = _export(callee, args, kwargs, dynamic, notes)
+    with _unchanged(model):
+        exported = _export(callee, args, kwargs, dynamic, notes)
     program = _as_program(exported, model)
     program.meta["capture"] = tuple(notes)
     program.meta["example_inputs"] = (args, kwargs)
@@ -94,6 +97,24 @@ def _without_cache(model: nn.Module, kwargs: Mapping[str, Any], notes: list[str]
     without = copy.copy(model)
     without.forward = functools.partial(model.forward, use_cache=False)
     return without
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Undo what tracing leaves behind on the model: caches that now hold fake tensors."""
+    before = [(module, _snapshot(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, saved in before:
+            vars(module).clear()
+            vars(module).update(saved)
+
+
+def _snapshot(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes, with containers copied one level deep."""
+    containers = (dict, list, set, OrderedDict)
+    return {k: copy.copy(v) if type(v) in containers else v for k, v in attributes.items()}
 
 
 # --------------------------------------------------------------------------------------- exporting

@@ -144,7 +144,8 @@ def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> flo
         batches = _tokenize(folder, calibration, 8, pad=False)
         texts = _tokenize(folder, held_out, 20, pad=True)
         step("capture")
-        program = fxslim.capture(dense, texts[-1])
+        typical = texts[len(texts) // 2]
+        program = fxslim.capture(dense, typical)
         step("score the heads, narrow, verify")
         slim = fxslim.compile(
             program,
@@ -157,7 +158,7 @@ def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> flo
         step("compare embeddings")
         cosine = cosine_similarity(_embed(dense, texts), _embed(slim, texts)).mean().item()
         step("measure")
-        cost = totals(program, slim, texts[-1], repeats=10)
+        cost = totals(program, slim, typical)
         step("save")
         files = [*save(slim, out), save_heatmap(out / "heads.png", report.scores, report.plan)]
     console.print(site_table(report.sites, report.plan, report.scores, dense=dense, slim=slim))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import sympy
@@ -12,8 +13,10 @@ import torch
 from torch import fx
 
 __all__ = [
+    "add_constant",
     "arguments",
     "attribute",
+    "constant",
     "generic_size",
     "is_symbolic",
     "is_tensor",
@@ -124,6 +127,22 @@ def user_name(node: fx.Node) -> str:
     return f"{operator_name(node)} ({node.name}{f' in {path}' if path else ''})"
 
 
+_UNCHANGED = {"alias", "clone", "detach", "lift_fresh_copy", "to", "_to_copy", "contiguous"}
+
+
+def constant(node: fx.Node | None) -> list[int] | None:
+    """The integers of a constant one-dimensional tensor, if `node` is one."""
+    while node is not None and node.op == "call_function" and operator_name(node) in _UNCHANGED:
+        source = node.args[0]
+        node = source if isinstance(source, fx.Node) else None
+    if node is None or node.op != "get_attr" or node.graph.owning_module is None:
+        return None
+    value = attribute(node.graph.owning_module, str(node.target))
+    if not isinstance(value, torch.Tensor) or value.is_meta or value.is_floating_point():
+        return None
+    return [int(x) for x in value.tolist()] if value.ndim == 1 and value.dtype != torch.bool else None
+
+
 def attribute(module: torch.nn.Module, target: str) -> Any:
     """The attribute at a dotted path."""
     return functools.reduce(getattr, target.split("."), module)
@@ -145,3 +164,13 @@ def set_attribute(module: torch.nn.Module, target: str, value: torch.Tensor) -> 
 def is_symbolic(n: int) -> bool:
     """Whether a generic size stands for a symbolic length."""
     return n >= 2**32
+
+
+def add_constant(before: fx.Node, value: torch.Tensor) -> fx.Node:
+    """A `get_attr` node, placed before another, of a new buffer that is no part of the state dict."""
+    module = before.graph.owning_module
+    assert module is not None
+    name = next(n for n in map("kept_positions_{}".format, count()) if not hasattr(module, n))
+    module.register_buffer(name, value, persistent=False)
+    with before.graph.inserting_before(before):
+        return before.graph.get_attr(name)

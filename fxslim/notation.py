@@ -67,6 +67,8 @@ class Pattern:
             for letter, dim in named:
                 bound[letter] = joined(bound.get(letter, ()), dim, call)
             rest = broadcast(rest, others, call)
+        if any(rest) and not any(_REST in letters for letters in self.results):
+            raise RuleMismatch("it sums over dimensions that '...' stands for")
         for letter in self.blocked & bound.keys():
             block(bound[letter], call.why("reads it as a whole"))
         self._contract(call, tensors)

@@ -44,7 +44,8 @@ def einsum(call: Call) -> list[Dims]:
     left, arrow, right = equation.partition("->")
     terms = [_letters(term) for term in left.split(",")]
     if not arrow:
-        once = [x for x in string.ascii_letters if left.count(x) == 1]
+        alphabet = string.ascii_uppercase + string.ascii_lowercase
+        once = [x for x in alphabet if left.count(x) == 1]
         right = ("..." if "..." in left else "") + "".join(once)
     return Pattern(tuple(terms), (_letters(right),), frozenset())(call)
 
@@ -97,10 +98,11 @@ def _bias(call: Call) -> Dim:
 def _convolved(call: Call, x: Dims, channel: int, out: Dim) -> list[Dims]:
     """The result of a convolution, its positions blocked unless each stands for itself."""
     shape, kernel = call.shapes[0], call.dims("weight")[2:]
+    strides = call.arguments["stride"]
     positions: list[Dim] = []
     for i, dim in enumerate(x[channel + 1 :]):
         n = shape[channel + 1 + i]
-        if size(kernel[i]) == 1 and n == size(dim):
+        if size(kernel[i]) == strides[i % len(strides)] == 1 and n == size(dim):
             positions.append(dim)
             continue
         call.reads(dim, "convolves along it")
@@ -216,6 +218,8 @@ def scaled_dot_product_attention(call: Call) -> list[Dims]:
         batch = broadcast(batch, mask[:-2], call)
         rows, length = joined(rows, mask[-2], call), joined(length, mask[-1], call)
     call.reads(length, "is normalised over all of it")
+    if call.arguments["is_causal"]:
+        call.reads(rows, "masks each position by its number")
     if call.arguments["scale"] is None:
         call.reads(width, "scales by its width")
     for name in ("query", "key"):

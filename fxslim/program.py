@@ -121,5 +121,5 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
         value, old = result
         places[old] = new.output(value, old.type)
         places[old].meta = copy.copy(old.meta)
-    new._codegen = copy.deepcopy(graph._codegen)
+    new._codegen = copy.copy(graph._codegen)
     return new, places

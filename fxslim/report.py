@@ -191,7 +191,7 @@ def _draw(axes: Axes, grid: Tensor, names: Sequence[str], plan: PruningPlan | No
     from matplotlib.patheffects import withStroke
 
     finite = grid[grid.isfinite()]
-    wide = bool(finite.min() > 0 and finite.max() > 100 * finite.min())
+    wide = bool(finite.min() > 0 and finite.max() > 10 * finite.min())
     image = axes.imshow(grid.numpy(), aspect="auto", norm="log" if wide else None)
     axes.figure.colorbar(image, ax=axes, label="score", pad=0.02)
     axes.set_yticks(range(len(names)), labels=names, fontsize=8)

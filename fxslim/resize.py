@@ -22,6 +22,7 @@ from fxslim.calls import Call, Dims
 __all__ = [
     "Resize",
     "bounds",
+    "constant_index",
     "groups",
     "position",
     "repeats",
@@ -59,26 +60,23 @@ def _scalar(node: fx.Node, function: Callable[[Any, Any], Any], a: fx.Node, b: i
     return made
 
 
-def result_sizes(name: str) -> Resize:
-    """The argument `name` lists the sizes of the result (view, expand, full, ...)."""
+def result_sizes(name: str, *, infer: bool = False) -> Resize:
+    """The argument `name` lists the sizes of the result (view, expand, full, ...).
+
+    With `infer`, -1 in it means 'what is left'.
+    """
 
     def resize(call: Call, results: list[Dims], keep: Keep) -> None:
         given = call.arguments.get(name)
         if given is None:
             return
         dims, sizes = results[0], list(given)
-        infer = _is_view(call) and -1 not in sizes
         for i, dim in enumerate(dims):
-            sizes[i] = _new_size(call.node, sizes[i], dim, keep, infer=infer)
-            infer = infer and sizes[i] != -1
+            open_end = infer and -1 not in sizes
+            sizes[i] = _new_size(call.node, sizes[i], dim, keep, infer=open_end)
         graph.set_argument(call.node, name, sizes)
 
     return resize
-
-
-def _is_view(call: Call) -> bool:
-    """Whether -1 in the size argument means 'what is left'."""
-    return "view" in call.node.name or "reshape" in call.node.name
 
 
 def unflattened(call: Call, results: list[Dims], keep: Keep) -> None:
@@ -103,20 +101,19 @@ def bounds(call: Call, results: list[Dims], keep: Keep) -> None:
     """`start` and `end` count the positions that stay before them."""
     dim = call.dims("self")[call.axis()]
     length = size(dim)
-    start, end = (_clipped(call, name, length, d) for name, d in (("start", 0), ("end", length)))
-    if narrowed_size(dim, keep) == length or (start, end, call.number("step")) == (0, length, 1):
+    start, end = call.bound("start", length, 0), call.bound("end", length, length)
+    step = call.number("step")
+    if narrowed_size(dim, keep) == length or (start, end, step) == (0, length, 1):
         return
-    kept = kept_positions(dim, keep)
-    if call.number("step") != 1:
-        graph.set_argument(call.node, "end", len(kept))
-        return
+    if step == 1:
+        kept = kept_positions(dim, keep)
+        graph.set_argument(call.node, "end", bisect_left(kept, end))
+    else:
+        _, inner = regroup([dim], [length // step, step], call.why("takes every other position"))
+        kept = kept_positions(inner, keep)
+        graph.set_argument(call.node, "end", None)
+        graph.set_argument(call.node, "step", len(kept))
     graph.set_argument(call.node, "start", bisect_left(kept, start))
-    graph.set_argument(call.node, "end", bisect_left(kept, end))
-
-
-def _clipped(call: Call, name: str, length: int, default: int) -> int:
-    value = default if call.arguments[name] is None else call.number(name)
-    return min(max(value + length if value < 0 else value, 0), length)
 
 
 def position(call: Call, results: list[Dims], keep: Keep) -> None:
@@ -140,8 +137,13 @@ def times(call: Call, results: list[Dims], keep: Keep) -> None:
     """How often each position of `dim` is repeated."""
     dim = call.axis()
     before, after = call.dims("self")[dim], results[0][dim]
-    given = call.arguments["repeats"]
+    given, length = call.arguments["repeats"], call.arguments["output_size"]
+    if narrowed_size(after, keep) == size(after):
+        return
     graph.set_argument(call.node, "repeats", _times(before, after, keep, given))
+    if length is not None:
+        length = _new_size(call.node, length, after, keep, infer=False)
+        graph.set_argument(call.node, "output_size", length)
 
 
 def _times(before: Dim, after: Dim, keep: Keep, given: Any) -> Any:
@@ -166,7 +168,25 @@ def groups(channel_tensor: str, name: str) -> Resize:
 def unit_dims(call: Call, results: list[Dims], keep: Keep) -> None:
     """A squeeze names the dimensions that are units by themselves, not by narrowing."""
     dims = call.dims("self")
-    asked = call.axes() if "dim" in call.arguments else range(len(dims))
+    asked = call.axes() if call.arguments.get("dim") != [] else []
     call.node.target = torch.ops.aten.squeeze.dims
     call.node.args = (call.arguments["self"], [i for i in asked if size(dims[i]) == 1])
     call.node.kwargs = {}
+
+
+def constant_index(call: Call, results: list[Dims], keep: Keep) -> None:
+    """A constant index counts the positions that stay before each one that it picks."""
+    listed = "indices" in call.arguments
+    indices = list(call.arguments["indices"]) if listed else [call.arguments["index"]]
+    at = next(i for i, node in enumerate(indices) if node is not None) if listed else call.axis()
+    dim, result = call.dims("self")[at], results[0][at]
+    given = graph.constant(indices[at] if listed else indices[0])
+    if given is None or narrowed_size(dim, keep) == size(dim) == narrowed_size(result, keep):
+        return
+    place = {position: new for new, position in enumerate(kept_positions(dim, keep))}
+    new = [place[given[position] % size(dim)] for position in kept_positions(result, keep)]
+    device = call.node.meta["val"].device
+    index = graph.add_constant(call.node, torch.tensor(new, dtype=torch.long, device=device))
+    indices[at if listed else 0] = index
+    name, value = ("indices", indices) if listed else ("index", index)
+    graph.set_argument(call.node, name, value)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fxslim import graph, products, resize, views
+from fxslim import graph, indexing, products, resize, views
 from fxslim.calls import Call, Dims
 from fxslim.notation import Pattern
 from fxslim.resize import Resize
@@ -48,11 +48,11 @@ def _row(rule: str | Rule, resize: Resize | None = None, **marks: bool) -> Row:
 
 _SAME = _row(views.elementwise)
 _FIRST = _row(views.like_first)
-_VIEW = _row(views.view, resize.result_sizes("size"))
+_VIEW = _row(views.view, resize.result_sizes("size", infer=True))
 _CREATE = _row(views.create, resize.result_sizes("size"))
 _ENUMERATE = _row(views.create, by_position=True)
 _READ_ALL = _row(views.read_everything)
-_SPATIAL = _row(views.spatial)
+_SPATIAL = {rank: _row(views.spatial(rank)) for rank in (1, 2, 3)}
 _READ_DIM = _row(views.reads("dim"))
 _SOFTMAX = _row(views.reads("dim"), probability=True)
 _SPLIT = _row(views.split, resize.split_sizes)
@@ -62,19 +62,20 @@ RULES: dict[str, Row] = {
     "__or__": _SAME,
     "__xor__": _SAME,
     "_grouped_mm": _READ_ALL,
+    "_is_all_true": _READ_ALL,
     "_log_softmax": _SOFTMAX,
     "_native_batch_norm_legit": _row(products.batch_norm),
     "_native_batch_norm_legit_no_training": _row(products.batch_norm),
-    "_reshape_alias": _VIEW,
+    "_reshape_alias": _READ_ALL,
     "_safe_softmax": _SOFTMAX,
     "_softmax": _SOFTMAX,
     "_to_copy": _FIRST,
     "_unsafe_view": _VIEW,
-    "adaptive_avg_pool1d": _SPATIAL,
-    "adaptive_avg_pool2d": _SPATIAL,
-    "adaptive_avg_pool3d": _SPATIAL,
-    "adaptive_max_pool1d": _SPATIAL,
-    "adaptive_max_pool2d": _SPATIAL,
+    "adaptive_avg_pool1d": _SPATIAL[1],
+    "adaptive_avg_pool2d": _SPATIAL[2],
+    "adaptive_avg_pool3d": _SPATIAL[3],
+    "adaptive_max_pool1d": _SPATIAL[1],
+    "adaptive_max_pool2d": _SPATIAL[2],
     "addbmm": _row("m n, b m k, b k n -> m n"),
     "addmm": _row("m n, m k, k n -> m n"),
     "addmv": _row("m, m k, k -> m"),
@@ -84,9 +85,9 @@ RULES: dict[str, Row] = {
     "arange": _ENUMERATE,
     "argsort": _READ_DIM,
     "as_strided": _READ_ALL,
-    "avg_pool1d": _SPATIAL,
-    "avg_pool2d": _SPATIAL,
-    "avg_pool3d": _SPATIAL,
+    "avg_pool1d": _SPATIAL[1],
+    "avg_pool2d": _SPATIAL[2],
+    "avg_pool3d": _SPATIAL[3],
     "baddbmm": _row("b m n, b m k, b k n -> b m n"),
     "batch_norm": _row(products.batch_norm),
     "bernoulli": _FIRST,
@@ -142,18 +143,18 @@ RULES: dict[str, Row] = {
     "floor_divide": _SAME,
     "full": _CREATE,
     "full_like": _FIRST,
-    "gather": _row(views.gather),
+    "gather": _row(indexing.gather),
     "glu": _row(views.halve),
     "grid_sampler": _row(products.grid_sampler),
     "grid_sampler_2d": _row(products.grid_sampler),
     "group_norm": _row(products.group_norm, resize.groups("input", "num_groups")),
     "histc": _READ_ALL,
     "im2col": _READ_ALL,
-    "index": _row(views.index),
+    "index": _row(indexing.index, resize.constant_index),
     "index_add": _READ_ALL,
     "index_copy": _READ_ALL,
-    "index_put": _row(views.index_put),
-    "index_select": _row(views.index_select),
+    "index_put": _row(indexing.index_put),
+    "index_select": _row(indexing.index_select, resize.constant_index),
     "instance_norm": _row(products.instance_norm),
     "isin": _row(views.first_against_all),
     "layer_norm": _row(products.normalised),
@@ -167,9 +168,9 @@ RULES: dict[str, Row] = {
     "masked_scatter": _READ_ALL,
     "masked_select": _READ_ALL,
     "matmul": _row(products.matmul),
-    "max_pool1d": _SPATIAL,
-    "max_pool2d": _SPATIAL,
-    "max_pool3d": _SPATIAL,
+    "max_pool1d": _SPATIAL[1],
+    "max_pool2d": _SPATIAL[2],
+    "max_pool3d": _SPATIAL[3],
     "meshgrid": _row(views.meshgrid),
     "mm": _row("m k, k n -> m n"),
     "multinomial": _READ_ALL,
@@ -183,7 +184,7 @@ RULES: dict[str, Row] = {
     "new_ones": _CREATE,
     "new_zeros": _CREATE,
     "nonzero": _READ_ALL,
-    "normal": _ENUMERATE,
+    "normal": _READ_ALL,
     "numpy_T": _row(views.reverse),
     "one_hot": _row("... -> ... n"),
     "ones": _CREATE,
@@ -203,7 +204,7 @@ RULES: dict[str, Row] = {
     "randperm": _ENUMERATE,
     "repeat": _row(views.repeat, resize.repeats),
     "repeat_interleave": _row(views.repeat_interleave, resize.times),
-    "reshape": _row(views.view, resize.result_sizes("shape")),
+    "reshape": _row(views.view, resize.result_sizes("shape", infer=True)),
     "reshape_as": _row(views.view_as),
     "resolve_conj": _FIRST,
     "resolve_neg": _FIRST,
@@ -213,9 +214,9 @@ RULES: dict[str, Row] = {
     "scaled_dot_product_attention": Row(
         products.scaled_dot_product_attention, attention=("query", "key", "value")
     ),
-    "scatter": _row(views.scatter),
-    "scatter_add": _row(views.scatter),
-    "scatter_reduce": _row(views.scatter),
+    "scatter": _row(indexing.scatter),
+    "scatter_add": _row(indexing.scatter),
+    "scatter_reduce": _row(indexing.scatter),
     "searchsorted": _READ_ALL,
     "select": _row(views.select, resize.position),
     "select_scatter": _row(views.select_scatter, resize.position),
@@ -245,13 +246,13 @@ RULES: dict[str, Row] = {
     "unsafe_split": _SPLIT,
     "unsafe_split_with_sizes": _SPLIT,
     "unsqueeze": _row(views.view),
-    "upsample_bicubic2d": _SPATIAL,
-    "upsample_bilinear2d": _SPATIAL,
-    "upsample_linear1d": _SPATIAL,
-    "upsample_nearest1d": _SPATIAL,
-    "upsample_nearest2d": _SPATIAL,
-    "upsample_nearest3d": _SPATIAL,
-    "upsample_trilinear3d": _SPATIAL,
+    "upsample_bicubic2d": _SPATIAL[2],
+    "upsample_bilinear2d": _SPATIAL[2],
+    "upsample_linear1d": _SPATIAL[1],
+    "upsample_nearest1d": _SPATIAL[1],
+    "upsample_nearest2d": _SPATIAL[2],
+    "upsample_nearest3d": _SPATIAL[3],
+    "upsample_trilinear3d": _SPATIAL[3],
     "view": _VIEW,
     "view_as": _row(views.view_as),
     "view_as_complex": _row("... c! -> ..."),

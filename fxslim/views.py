@@ -18,14 +18,11 @@ from fxslim.notation import broadcast, joined
 __all__ = [
     "concatenate",
     "create",
+    "cut_out",
     "elementwise",
     "expand",
     "first_against_all",
-    "gather",
     "halve",
-    "index",
-    "index_put",
-    "index_select",
     "like_first",
     "meshgrid",
     "pad",
@@ -35,8 +32,8 @@ __all__ = [
     "reduce",
     "repeat",
     "repeat_interleave",
+    "replaced",
     "reverse",
-    "scatter",
     "select",
     "select_scatter",
     "slice_scatter",
@@ -53,7 +50,8 @@ __all__ = [
 ]
 
 
-def _replace(dims: Dims, position: int, *new: Dim) -> Dims:
+def replaced(dims: Dims, position: int, *new: Dim) -> Dims:
+    """`dims` with `new` in place of one of them."""
     return (*dims[:position], *new, *dims[position + 1 :])
 
 
@@ -77,17 +75,15 @@ def like_first(call: Call) -> list[Dims]:
     return [call.operand(call.tensors()[0])] * len(call.shapes)
 
 
-def reads(*names: str) -> Callable[[Call], list[Dims]]:
-    """Shaped as the first operand; the dimensions that the arguments name are read as a whole."""
+def reads(name: str) -> Callable[[Call], list[Dims]]:
+    """All operands share their dims; the dimensions that the argument names are read as a whole."""
 
     def rule(call: Call) -> list[Dims]:
-        tensor = next(iter(call.arguments))
-        for name in names:
-            for position in call.axes(name, tensor):
-                call.reads(call.dims(tensor)[position])
-        first = call.dims(tensor)
+        (dims, *_) = elementwise(call)
+        for position in call.axes(name, next(iter(call.arguments))):
+            call.reads(dims[position])
         return [
-            first if tuple(map(size, first)) == shape else _swap_sizes(call, first, shape)
+            dims if tuple(map(size, dims)) == shape else _swap_sizes(call, dims, shape)
             for shape in call.shapes
         ]
 
@@ -119,20 +115,17 @@ def first_against_all(call: Call) -> list[Dims]:
     return [call.operand(first)] * len(call.shapes)
 
 
-def spatial(call: Call) -> list[Dims]:
-    """(batch, channels, positions...): pooling and resizing mix positions within a channel."""
-    dims = call.operand(call.tensors()[0])
-    kept = len(dims) - _spatial_rank(call)
-    for dim in dims[kept:]:
-        call.reads(dim)
-    return [(*dims[:kept], *_new(call, s[kept:], "resampled")) for s in call.shapes]
+def spatial(rank: int) -> Callable[[Call], list[Dims]]:
+    """(batch, channels, `rank` positions): pooling and resizing mix positions within a channel."""
 
+    def rule(call: Call) -> list[Dims]:
+        dims = call.operand(call.tensors()[0])
+        kept = len(dims) - rank
+        for dim in dims[kept:]:
+            call.reads(dim)
+        return [(*dims[:kept], *_new(call, s[kept:], "resampled")) for s in call.shapes]
 
-def _spatial_rank(call: Call) -> int:
-    for rank in (1, 2, 3):
-        if f"{rank}d" in call.node.name:
-            return rank
-    raise RuleMismatch("an operator over 1, 2 or 3 spatial dimensions was expected")
+    return rule
 
 
 # ---------------------------------------------------------------------- new brackets, new order
@@ -183,16 +176,17 @@ def repeat(call: Call) -> list[Dims]:
     """Each dimension tiled: the number of the tile is a new outer factor."""
     dims, shape = call.dims("self"), call.shapes[0]
     padded: Dims = (*((),) * (len(shape) - len(dims)), *dims)
-    return [tuple((*fresh(n // size(d)), *d) for d, n in zip(padded, shape, strict=True))]
+    return [tuple((*fresh(n // max(size(d), 1)), *d) for d, n in zip(padded, shape, strict=True))]
 
 
 def repeat_interleave(call: Call) -> list[Dims]:
     """Each position of `dim` repeated: the number of the copy is a new inner factor."""
-    if call.arguments["dim"] is None:
+    uneven = len(call.tensors()) > 1
+    if uneven or call.arguments.get("dim") is None:
         return read_everything(call)
     dims, position = call.dims("self"), call.axis()
     times = call.shapes[0][position] // max(size(dims[position]), 1)
-    return [_replace(dims, position, (*dims[position], *fresh(times)))]
+    return [replaced(dims, position, (*dims[position], *fresh(times)))]
 
 
 # --------------------------------------------------------------------------------- cut and paste
@@ -206,17 +200,9 @@ def _pieces(call: Call, dim: Dim, widths: Sequence[int]) -> list[Dim]:
     return [next(pieces) if width else fresh(0) for width in widths]
 
 
-def _cut_out(call: Call, dim: Dim, start: int, width: int) -> Dim:
+def cut_out(call: Call, dim: Dim, start: int, width: int) -> Dim:
     """`width` positions of `dim` from `start` on."""
     return _pieces(call, dim, [start, width, size(dim) - start - width])[1]
-
-
-def _bound(call: Call, name: str, length: int, default: int) -> int:
-    """A slice's start or end, as Python counts it, clipped to the length."""
-    if call.arguments[name] is None:
-        return default
-    value = call.number(name)
-    return min(max(value + length if value < 0 else value, 0), length)
 
 
 def sliced(call: Call) -> list[Dims]:
@@ -224,14 +210,14 @@ def sliced(call: Call) -> list[Dims]:
     dims, position = call.dims("self"), call.axis()
     dim = dims[position]
     length, width, step = size(dim), call.shapes[0][position], call.number("step")
-    start = _bound(call, "start", length, 0)
+    start = call.bound("start", length, 0)
     if width == length:
         return [dims]
     if step != 1:
-        return [_replace(dims, position, _every(call, dim, start, width, step))]
+        return [replaced(dims, position, _every(call, dim, start, width, step))]
     if width == 0 or start + width > length:
-        return [_replace(dims, position, fresh(width, call.why("cut at a length of its own")))]
-    return [_replace(dims, position, _cut_out(call, dim, start, width))]
+        return [replaced(dims, position, fresh(width, call.why("cut at a length of its own")))]
+    return [replaced(dims, position, cut_out(call, dim, start, width))]
 
 
 def _every(call: Call, dim: Dim, start: int, width: int, step: int) -> Dim:
@@ -239,7 +225,7 @@ def _every(call: Call, dim: Dim, start: int, width: int, step: int) -> Dim:
         call.reads(dim, "takes every other position of it")
         return fresh(width, call.why("takes every other position"))
     outer, inner = regroup([dim], [width, step], call.why("takes every other position of it"))
-    _cut_out(call, inner, start, 1)
+    cut_out(call, inner, start, 1)
     return outer
 
 
@@ -250,22 +236,22 @@ def select(call: Call) -> list[Dims]:
         call.reads(dims[position], "picks a position that depends on the input")
     elif dims[position]:
         index = call.number("index") % size(dims[position])
-        _cut_out(call, dims[position], index, 1)
-    return [_replace(dims, position)]
+        cut_out(call, dims[position], index, 1)
+    return [replaced(dims, position)]
 
 
 def unbind(call: Call) -> list[Dims]:
     """Every position of `dim` by itself."""
     dims, position = call.dims("self"), call.axis()
     _pieces(call, dims[position], [1] * size(dims[position]))
-    return [_replace(dims, position)] * len(call.shapes)
+    return [replaced(dims, position)] * len(call.shapes)
 
 
 def split(call: Call) -> list[Dims]:
     """`dim` cut into pieces, whose widths the results' shapes tell: split, chunk, ..."""
     dims, position = call.dims("self"), call.axis()
     pieces = _pieces(call, dims[position], [shape[position] for shape in call.shapes])
-    return [_replace(dims, position, piece) for piece in pieces]
+    return [replaced(dims, position, piece) for piece in pieces]
 
 
 def halve(call: Call) -> list[Dims]:
@@ -273,7 +259,7 @@ def halve(call: Call) -> list[Dims]:
     dims, position = call.dims("self"), call.axis()
     half = size(dims[position]) // 2
     a, b = _pieces(call, dims[position], [half, half])
-    return [_replace(dims, position, joined(a, b, call))]
+    return [replaced(dims, position, joined(a, b, call))]
 
 
 def concatenate(call: Call) -> list[Dims]:
@@ -284,8 +270,8 @@ def concatenate(call: Call) -> list[Dims]:
     position = call.number("dim") % rank
     rest: Dims = ()
     for dims in tensors:
-        rest = broadcast(rest, _replace(dims, position, ()), call)
-    return [_replace(rest, position, side_by_side([dims[position] for dims in tensors]))]
+        rest = broadcast(rest, replaced(dims, position, ()), call)
+    return [replaced(rest, position, side_by_side([dims[position] for dims in tensors]))]
 
 
 def stack(call: Call) -> list[Dims]:
@@ -300,34 +286,19 @@ def stack(call: Call) -> list[Dims]:
 
 def pad(call: Call) -> list[Dims]:
     """New positions on both sides; unless they are a constant, the dimension is read."""
-    dims = call.dims("self")
-    if call.arguments.get("mode", "constant") != "constant":
-        return reads_changed(call)
+    out, why = list(call.dims("self")), call.why("padding")
+    constant = call.arguments.get("mode", "constant") == "constant"
     amounts = call.arguments["pad"]
-    out = list(dims)
-    for i, before in enumerate(amounts[::2]):
-        position = len(dims) - 1 - i
-        width = call.shapes[0][position]
-        if width == size(dims[position]):
-            continue
-        if isinstance(before, fx.Node) or before < 0 or width < before + size(dims[position]):
-            call.reads(dims[position], "pads or crops it by a length of its own")
-            out[position] = fresh(width, call.why("padded"))
-            continue
-        why = call.why("padding")
-        after = width - before - size(dims[position])
-        sides = [fresh(n, why) if n else (fresh(0)) for n in (before, after)]
-        out[position] = side_by_side([sides[0], dims[position], sides[1]])
+    for i, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):
+        position = len(out) - 1 - i
+        dim, width = out[position], call.shapes[0][position]
+        symbolic = isinstance(before, fx.Node) or isinstance(after, fx.Node)
+        if symbolic or before < 0 or after < 0 or not (constant or before == after == 0):
+            call.reads(dim, "pads or crops it by a length of its own")
+            out[position] = fresh(width, why)
+        else:
+            out[position] = side_by_side([fresh(before, why), dim, fresh(after, why)])
     return [tuple(out)]
-
-
-def reads_changed(call: Call) -> list[Dims]:
-    """Every dimension whose size the operator changes is read as a whole."""
-    dims, shape = call.operand(call.tensors()[0]), call.shapes[0]
-    for dim, n in zip(dims, shape, strict=True):
-        if size(dim) != n:
-            call.reads(dim)
-    return [_swap_sizes(call, dims, shape)]
 
 
 def unfold(call: Call) -> list[Dims]:
@@ -336,105 +307,34 @@ def unfold(call: Call) -> list[Dims]:
     call.reads(dims[position], "slides a window over it")
     steps, window = call.shapes[0][position], call.shapes[0][-1]
     why = call.why("slides a window")
-    return [(*_replace(dims, position, fresh(steps, why)), fresh(window, why))]
+    return [(*replaced(dims, position, fresh(steps, why)), fresh(window, why))]
 
 
 def _written(call: Call, piece: Dim, source: Dims, position: int) -> list[Dims]:
     """The operand, after `source` was written over `piece` of its dimension `position`."""
     dims = call.dims("self")
-    target = broadcast(_replace(dims, position, piece), source, call)
-    return [_replace(target, position, dims[position])]
+    target = broadcast(replaced(dims, position, piece), source, call)
+    return [replaced(target, position, dims[position])]
 
 
 def slice_scatter(call: Call) -> list[Dims]:
     """`src` written over a slice of `self`."""
     dims, position = call.dims("self"), call.axis()
     dim, source = dims[position], call.dims("src")
-    start = _bound(call, "start", size(dim), 0)
+    start = call.bound("start", size(dim), 0)
     width = size(source[position])
     if call.number("step") != 1:
         piece = _every(call, dim, start, width, call.number("step"))
     else:
-        piece = _cut_out(call, dim, start, width)
+        piece = cut_out(call, dim, start, width)
     return _written(call, piece, source, position)
 
 
 def select_scatter(call: Call) -> list[Dims]:
     """`src` written over one position of `dim`."""
     dims, position, source = call.dims("self"), call.axis(), call.dims("src")
-    _cut_out(call, dims[position], call.number("index") % size(dims[position]), 1)
+    cut_out(call, dims[position], call.number("index") % size(dims[position]), 1)
     return _written(call, (), (*source[:position], (), *source[position:]), position)
-
-
-# --------------------------------------------------------------------------------------- indexing
-
-
-def index(call: Call) -> list[Dims]:
-    """Advanced indexing: indexed dimensions are read, the index tensors' dims take their place."""
-    dims = call.dims("self")
-    indices: list[fx.Node | None] = list(call.arguments["indices"])
-    indexed = [i for i, node in enumerate(indices) if node is not None]
-    found: Dims = ()
-    for position, node in enumerate(indices):
-        if node is not None:
-            call.reads(dims[position], "picks positions of it by an index")
-            found = broadcast(found, call.operand(node), call)
-    others = [d for i, d in enumerate(dims) if i not in indexed]
-    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
-    at = indexed[0] if adjacent else 0
-    return [(*others[:at], *found, *others[at:])]
-
-
-def index_put(call: Call) -> list[Dims]:
-    """Values written at indices: indexed dimensions are read, the others run together."""
-    dims = call.dims("self")
-    placed = index(call)[0]
-    if len(call.dims("values")) <= len(placed):
-        broadcast(placed, call.dims("values"), call)
-    return [dims]
-
-
-def index_select(call: Call) -> list[Dims]:
-    """Positions of `dim` picked by a one-dimensional index."""
-    dims, position = call.dims("self"), call.axis()
-    call.reads(dims[position], "picks positions of it by an index")
-    picked = call.dims("index")
-    return [_replace(dims, position, picked[0] if picked else ())]
-
-
-def gather(call: Call) -> list[Dims]:
-    """Along `dim` positions are picked, element by element along the other dimensions."""
-    dims, picked = call.dims("self"), call.dims("index")
-    if not dims:
-        return [picked]
-    position = call.axis()
-    call.reads(dims[position], "picks positions of it by an index")
-    for i, (dim, other) in enumerate(zip(dims, picked, strict=True)):
-        if i != position:
-            _same_or_read(call, dim, other)
-    return [picked]
-
-
-def _same_or_read(call: Call, dim: Dim, other: Dim) -> None:
-    """Element by element where the sizes agree; where the index is smaller, both are read."""
-    if size(dim) == size(other):
-        joined(dim, other, call)
-    else:
-        call.reads(dim, "picks the first positions of it")
-        call.reads(other, "picks the first positions of another dimension")
-
-
-def scatter(call: Call) -> list[Dims]:
-    """Along `dim` values are written at positions, element by element along the others."""
-    dims, position = call.dims("self"), call.axis()
-    call.reads(dims[position], "writes positions of it by an index")
-    for node in call.tensors()[1:]:
-        for i, (dim, other) in enumerate(zip(dims, call.operand(node), strict=True)):
-            if i != position:
-                _same_or_read(call, dim, other)
-            else:
-                call.reads(other, "writes it at positions by an index")
-    return [dims]
 
 
 # ----------------------------------------------------------------------------- reducing, creating

@@ -79,8 +79,7 @@ class Narrow(GraphPass):
         if row is None or not row.by_position or not self._narrows(axes.of(node)):
             return
         users = list(node.users)
-        with node.graph.inserting_after(node):
-            picked = self._select(node, axes.of(node))
+        picked = self._select(node, axes.of(node), before=node.next)
         for user in users:
             user.replace_input_with(node, picked)
 
@@ -88,25 +87,23 @@ class Narrow(GraphPass):
         """Select from an operand that stays as wide as it is, where it is used."""
         dims = axes.selected[user, operand]
         if self._narrows(dims):
-            with user.graph.inserting_before(user):
-                user.replace_input_with(operand, self._select(operand, dims))
+            user.replace_input_with(operand, self._select(operand, dims, before=user))
 
     def _narrows(self, dims: Dims) -> bool:
         return any(leaf in self.keep for dim in dims for leaf in leaves(dim))
 
-    def _select(self, node: fx.Node, dims: Dims) -> fx.Node:
+    def _select(self, node: fx.Node, dims: Dims, *, before: fx.Node) -> fx.Node:
         """Insert calls that index-select `node` along each dimension that narrows."""
-        isolated = isolate(node, dims, self.keep)
-        result, g = isolated.node, node.graph
-        for position, dim in enumerate(isolated.dims):
-            if self._narrows((dim,)):
-                kept = kept_positions(dim, self.keep)
-                device = node.meta["val"].device
-                index = _constant(g, torch.tensor(kept, dtype=torch.long, device=device))
-                result = g.call_function(
-                    torch.ops.aten.index_select.default, (result, position, index)
-                )
-        return isolated.merged(result)
+        select, device = torch.ops.aten.index_select.default, node.meta["val"].device
+        with before.graph.inserting_before(before):
+            isolated = isolate(node, dims, self.keep)
+            result = isolated.node
+            for position, dim in enumerate(isolated.dims):
+                if self._narrows((dim,)):
+                    kept = torch.tensor(kept_positions(dim, self.keep), device=device)
+                    index = graph.add_constant(before, kept.long())
+                    result = before.graph.call_function(select, (result, position, index))
+            return isolated.merged(result)
 
     def _narrow_tensors(self, axes: AxisMap, nodes: list[fx.Node]) -> None:
         """Index-select parameters and buffers; tied ones once."""
@@ -164,15 +161,6 @@ def _narrowed(tensor: torch.Tensor, dims: Dims, keep: Keep) -> torch.Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(value, requires_grad=tensor.requires_grad)
     return value
-
-
-def _constant(g: fx.Graph, value: torch.Tensor) -> fx.Node:
-    """A `get_attr` of a new buffer."""
-    module = g.owning_module
-    count = sum(name.startswith("kept_positions_") for name, _ in module.named_buffers())
-    name = f"kept_positions_{count}"
-    module.register_buffer(name, value, persistent=False)
-    return g.get_attr(name)
 
 
 def _forget_unused(program: fx.GraphModule) -> None:

@@ -22,9 +22,9 @@ from tests.zoo.reference import (
     Difference,
     call_of,
     compare,
-    resized,
     without_heads,
 )
+from tests.zoo.resizing import resized
 
 __all__ = ["FAILURES", "SPARSITY", "TOLERANCE", "Result", "check"]
 
@@ -161,6 +161,6 @@ def _message(error: BaseException) -> str:
 
 def _where(error: BaseException) -> str:
     """The innermost calls of this project, the last one first."""
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [f for f in frames if "site-packages" not in f.filename][:-4:-1]
+    calls = traceback.extract_tb(error.__traceback__)
+    frames = [call for call in calls if "site-packages" not in call.filename][:-4:-1]
     return "\n".join(f"at {Path(f.filename).name}:{f.lineno} {f.name}" for f in frames)

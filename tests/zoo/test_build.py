@@ -8,7 +8,8 @@ from tests.zoo import VARIANTS, build, model_types
 from tests.zoo.cores import count_cores
 from tests.zoo.entries import entry_names, load
 from tests.zoo.handwritten import HANDWRITTEN
-from tests.zoo.reference import INCOMPARABLE, Difference, call_of, compare, resized, without_heads
+from tests.zoo.reference import INCOMPARABLE, Difference, call_of, compare, without_heads
+from tests.zoo.resizing import resized
 
 
 def test_the_types_are_distinct_and_every_variant_has_one():

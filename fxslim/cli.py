@@ -1,0 +1,104 @@
+"""The command line: ``fxslim demo``, ``fxslim inspect DIR``, ``fxslim prune DIR --out DIR2``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import fxslim
+from fxslim import demo as demonstration
+from fxslim.errors import FxslimError
+from fxslim.measure import totals
+from fxslim.report import site_table, totals_table
+from fxslim.workflow import Steps, load_model, save
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Find every attention of a transformer model and cut out the heads it does not need.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Directory = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A model directory that transformers wrote.")
+]
+Sparsity = Annotated[float, typer.Option(help="Share of the heads to remove, in [0, 1).")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
+    sparsity: Sparsity = 0.5,
+) -> None:
+    """Prune a real sentence encoder and show what it costs and saves."""
+    with _one_message():
+        demonstration.run(out, sparsity)
+
+
+@app.command()
+def inspect(directory: Directory) -> None:
+    """List every attention of a model: its kind, its heads, and why it cannot be pruned if so."""
+    with _one_message():
+        console = Console()
+        with console.status("loading and capturing the model"):
+            model = load_model(directory)
+            program = fxslim.capture(model)
+            sites = fxslim.find_attention(program)
+        console.print(site_table(sites, dense=model))
+        prunable = [site for site in sites if site.prunable]
+        heads = sum(site.num_heads for site in prunable)
+        console.print(f"{len(sites)} sites, {len(prunable)} prunable with {heads} heads")
+        for note in program.meta["capture"]:
+            console.print(f"capture: {note}", markup=False)
+
+
+@app.command()
+def prune(
+    directory: Directory,
+    out: Annotated[Path, typer.Option(help="Folder for slim.pt2 and plan.json.")],
+    sparsity: Sparsity = 0.5,
+    criterion: Annotated[
+        str, typer.Option(help="How heads are scored; one that needs no data.")
+    ] = "weight_product",
+) -> None:
+    """Remove heads of a model and save the slim program with its plan."""
+    with _one_message():
+        console = Console()
+        with Steps(console, total=5) as step:
+            step("load")
+            model = load_model(directory)
+            step("capture")
+            program = fxslim.capture(model)
+            step("score, narrow, verify")
+            slim = fxslim.compile(program, sparsity, criterion=criterion)
+            step("measure")
+            args, kwargs = program.meta["example_inputs"]
+            cost = totals(program, slim, args or kwargs)
+            step("save")
+            files = save(slim, out)
+        done = slim.meta["fxslim"]
+        console.print(site_table(done.sites, done.plan, done.scores, dense=model, slim=slim))
+        console.print(totals_table(cost))
+        console.print(f"slim against masked: largest difference {done.max_difference:.1e}")
+        console.print(f"wrote {', '.join(map(str, files))}", soft_wrap=True)
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """Print an expected error as one message, and leave with exit code 1."""
+    try:
+        with warnings.catch_warnings():
+            # torch.export copies pytree specs with copyreg, which trips over its own deprecation.
+            warnings.filterwarnings("ignore", ".isinstance.treespec", FutureWarning)
+            yield
+    except (FxslimError, ImportError, OSError, TypeError, ValueError) as error:
+        Console(stderr=True).print(f"fxslim: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error

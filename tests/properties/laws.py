@@ -1,0 +1,211 @@
+"""What must hold of every program, whatever it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from hypothesis import strategies as st
+from torch import fx, nn
+
+import fxslim
+from fxslim import graph
+from fxslim.analysis import AxisMap, analyse
+from fxslim.axes import Axis, kept_positions, leaves
+from fxslim.rules import row_for
+from tests.properties.programs import Transformer, build, inputs_of
+from tests.properties.specs import Spec
+from tests.zoo.reference import Call, compare, without_heads
+
+__all__ = ["Program", "plans"]
+
+TOLERANCE = 1e-9
+OTHER_SIZES = ((2, 8, 3), (1, 4, 9))
+
+
+@dataclass
+class Program:
+    """A captured model with what is true of it; each method is a law."""
+
+    spec: Spec
+    model: Transformer = field(init=False)
+    program: fx.GraphModule = field(init=False)
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.model = build(spec)
+        inputs = inputs_of(spec, spec.batch, spec.length, spec.memory)
+        self.program = fxslim.capture(self.model, inputs, dynamic=spec.dynamic)
+        sizes = [(spec.batch, spec.length, spec.memory), *(OTHER_SIZES if spec.dynamic else ())]
+        self.calls = [Call((), inputs_of(spec, *size)) for size in sizes]
+
+    @cached_property
+    def sites(self) -> list[fxslim.AttentionSite]:
+        return fxslim.find_attention(self.program)
+
+    @cached_property
+    def prunable(self) -> list[fxslim.AttentionSite]:
+        return [site for site in self.sites if site.prunable]
+
+    @cached_property
+    def path(self) -> dict[str, str]:
+        """The path of the attention's module, by the name of the site."""
+        truth = self.spec.truth()
+        return {site.name: t.path for site, t in zip(self.sites, truth, strict=True)}
+
+    # ---------------------------------------------------------------------------------- the laws
+
+    def capture_computes_the_model(self) -> None:
+        self.same(self.program, self.model)
+
+    def every_attention_is_found_and_nothing_else(self) -> None:
+        truth = self.spec.truth()
+        inner = {True: ".inner", False: ""}
+        expected = [t.path + inner[t.spec.projection == "module"] + t.call for t in truth]
+        assert [site.name for site in self.sites] == expected
+        for site, t in zip(self.sites, truth, strict=True):
+            assert site.prunable == t.spec.separable, f"{site.name}: {site.reason}"
+            assert site.is_cross == (t.spec.source != "self"), site.name
+            if site.prunable:
+                assert (site.num_heads, site.num_kv_heads) == (t.spec.heads, t.spec.kv_heads), site
+                assert site.query
+                assert site.key
+                assert site.value
+                assert site.output
+
+    def coupled_heads_are_refused(self) -> None:
+        for site in self.sites:
+            if not site.prunable:
+                assert site.reason
+                plan = fxslim.PruningPlan({site.name: []}, 1.0)
+                try:
+                    fxslim.narrow(self.program, plan)
+                except fxslim.UnsupportedSite as error:
+                    assert site.reason in str(error)
+                else:
+                    raise AssertionError(f"{site.name} was narrowed")
+
+    def only_shared_weights_couple_sites(self) -> None:
+        for site in self.prunable:
+            twins = {s.name for s in self.prunable if self.path[s.name] == self.path[site.name]}
+            assert twins <= {site.name, *site.coupled}
+            if not self.spec.tied_queries:
+                assert twins == {site.name, *site.coupled}
+
+    def slim_equals_masked(self, plan: fxslim.PruningPlan) -> None:
+        slim = fxslim.narrow(self.program, plan)
+        self.same(slim, self.model.without(self.by_path(plan.kept)))
+        self.same(slim, without_heads(self.model, self.sites, plan.kept))
+        fxslim.verify(slim, fxslim.insert_head_masks(self.program), plan)
+
+    def two_steps_equal_one(self, first: fxslim.PruningPlan, data: st.DataObject) -> None:
+        once = fxslim.narrow(self.program, first)
+        sites = fxslim.find_attention(once)
+        names = [site.name for site in sites]
+        left = {s.name: first.kept.get(s.name, list(range(s.num_heads))) for s in self.sites}
+        assert names == [site.name for site in self.sites if left[site.name]]
+        for site in sites:
+            assert site.num_heads == len(left[site.name])
+        second = data.draw(plans([site for site in sites if site.prunable]), label="second plan")
+        twice = fxslim.narrow(once, second)
+        kept = dict(first.kept)
+        for name, heads in second.kept.items():
+            kept[name] = [left[name][h] for h in heads]
+        self.same(twice, self.model.without(self.by_path(kept)))
+        if self.in_units(kept):
+            direct = fxslim.narrow(self.program, fxslim.PruningPlan(kept, 0.0))
+            self.same(twice, direct)
+            assert shapes(twice) == shapes(direct)
+
+    def an_empty_plan_changes_nothing(self) -> None:
+        everything = {site.name: list(range(site.num_heads)) for site in self.sites}
+        for kept in ({}, everything):
+            slim = fxslim.narrow(self.program, fxslim.PruningPlan(kept, 0.0))
+            assert slim.code == self.program.code
+            assert {n: id(p) for n, p in slim.named_parameters()} == {
+                n: id(p) for n, p in self.program.named_parameters()
+            }
+
+    def permuting_a_free_axis_changes_nothing(self, data: st.DataObject) -> None:
+        """Heads, but also head dims and channels: an axis that nobody reads as a whole."""
+        axis_map = analyse(self.program)
+        order = {
+            axis: data.draw(st.permutations(range(axis.size)), label=f"order of {axis}")
+            for axis in free_axes(axis_map)
+        }
+        self.same(permuted(axis_map, order), self.model)
+
+    # --------------------------------------------------------------------------------- their parts
+
+    def same(self, ours: nn.Module, theirs: nn.Module) -> None:
+        """Both give the same outputs, at all sizes."""
+        for call in self.calls:
+            difference = compare(call.on(ours), call.on(theirs))
+            assert difference.relative < TOLERANCE, difference
+
+    def by_path(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+        return {self.path[name]: heads for name, heads in kept.items()}
+
+    def in_units(self, kept: Mapping[str, Sequence[int]]) -> bool:
+        """Whether the heads that go are whole units."""
+        return all(
+            set(unit) <= set(kept[site.name]) or not set(unit) & set(kept[site.name])
+            for site in self.prunable
+            if site.name in kept
+            for unit in site.unit
+        )
+
+
+@st.composite
+def plans(draw, sites: Sequence[fxslim.AttentionSite], *, least: int = 0) -> fxslim.PruningPlan:
+    """Any plan that fits: whole units, and the same ones where sites are coupled."""
+    kept: dict[str, list[int]] = {}
+    by_name = {site.name: site for site in sites}
+    for site in sites:
+        if site.name in kept:
+            continue
+        numbers = range(len(site.unit))
+        amount = draw(st.sampled_from(sorted({least, 1, len(numbers) - 1, len(numbers)})))
+        chosen = draw(st.permutations(numbers))[:amount]
+        for name in (site.name, *site.coupled):
+            kept[name] = sorted(h for n in chosen for h in by_name[name].unit[n])
+    heads = sum(site.num_heads for site in sites)
+    return fxslim.PruningPlan(kept, 1 - sum(map(len, kept.values())) / max(heads, 1))
+
+
+def shapes(program: fx.GraphModule) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in program.named_parameters()}
+
+
+def free_axes(axis_map: AxisMap) -> list[Axis]:
+    """Free axes of parameters, without those whose positions a creation operator numbers."""
+    numbered = set()
+    for node in axis_map.dims:
+        row = row_for(node) if node.op == "call_function" else None
+        if row is not None and row.by_position:
+            numbered |= axis_map.axes(node)
+    found: dict[Axis, None] = {}
+    for node, results in axis_map.dims.items():
+        if node.op == "get_attr":
+            found.update((leaf, None) for dims in results for dim in dims for leaf in leaves(dim))
+    return [axis for axis in found if not axis.block and axis not in numbered]
+
+
+def permuted(axis_map: AxisMap, order: Mapping[Axis, Sequence[int]]) -> fx.GraphModule:
+    """The program with every tensor reordered along the axes."""
+    program = axis_map.program
+    made = fx.GraphModule(program, program.graph)
+    done: dict[int, torch.Tensor] = {}
+    for node in axis_map.dims:
+        if node.op != "get_attr":
+            continue
+        old = graph.attribute(program, str(node.target))
+        if id(old) not in done:
+            value = old.detach()
+            for position, dim in enumerate(axis_map.of(node)):
+                value = value.index_select(position, torch.tensor(kept_positions(dim, order)))
+            done[id(old)] = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
+        graph.set_attribute(made, str(node.target), done[id(old)])
+    return made
