@@ -1,4 +1,4 @@
-"""fxslim: find every multi-head attention of a PyTorch model and cut out the heads it does not need."""
+"""fxslim: find every attention of a PyTorch model and cut out the heads it does not need."""
 
 from fxslim.capture import capture
 from fxslim.compile import Report, compile, insert_head_masks, narrow, score

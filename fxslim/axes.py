@@ -1,16 +1,17 @@
 """Axes: what every dimension of every tensor is made of.
 
-A *dimension* (`Dim`) is a tuple of axes, outer to inner: a tensor of shape (batch, heads * head_dim)
-has the dims ``(b,)`` and ``(h, d)``.  An `Axis` is an identity, not a size: two axes become one only
-by `join`, when an operator proves that they run together.  An axis that looked atomic may turn out
-to be made of others, and then it is so everywhere at once:
+A *dimension* (`Dim`) is a tuple of axes, outer to inner: a tensor of shape (batch, heads * width)
+has the dims ``(b,)`` and ``(h, d)``.  An `Axis` is an identity, not a size: two axes become one
+only by `join`, when an operator proves that they run together.  An axis that looked atomic may turn
+out to be made of others, and then it is so everywhere at once:
 
 * *factors* (a product), when a view splits it: ``hidden = heads x head_dim``;
 * *parts* (a direct sum), when a slice cuts it or a concatenation builds it: ``qkv = q | k | v``.
 
-What is left atomic is a *leaf*.  A leaf that some operator reads as a whole is *blocked*: it carries
-who read it and why.  Sizes are plain integers; a symbolic length is represented by the value of its
-expression at one generic point (see `fxslim.graph`), so that products and sums compare exactly.
+What is left atomic is a *leaf*.  A leaf that some operator reads as a whole is *blocked*: it
+carries who read it and why.  Sizes are plain integers; a symbolic length is represented by the
+value of its expression at one generic point (see `fxslim.graph`), so that products and sums compare
+exactly.
 
 All functions here only ever *refine* (split, unify, block): every dim written down earlier stays
 true, which is why one forward walk over a graph is enough.
@@ -27,9 +28,9 @@ __all__ = [
     "Axis",
     "Block",
     "Dim",
+    "Keep",
     "block",
     "blocks",
-    "Keep",
     "coordinates",
     "cut",
     "fresh",

@@ -66,12 +66,14 @@ class Call:
         return int(self.arguments[name]) % max(rank, 1)
 
     def axes(self, name: str = "dim", tensor: str = "self") -> list[int]:
-        """The argument `name` as dimensions of `tensor`; all of them where it is absent or empty."""
+        """The argument `name` as dimensions of `tensor`; all of them where it is absent."""
         rank = len(self.dims(tensor))
         value = self.arguments.get(name)
         if value is None or value == []:
             return list(range(rank))
-        return [d % rank for d in (value if isinstance(value, Sequence) else [value])] if rank else []
+        return (
+            [d % rank for d in (value if isinstance(value, Sequence) else [value])] if rank else []
+        )
 
     def number(self, name: str) -> int:
         """The integer argument `name`; a symbolic one at the generic point."""
@@ -92,6 +94,6 @@ class Call:
         block(dim, self.why(how))
 
     def contracts(self, operand: fx.Node, dimension: int, dim: Dim | None = None) -> None:
-        """Record that the call sums over a dimension of `operand`, or over the factors `dim` of it."""
+        """Record that the call sums over a dimension of `operand`, or its factors `dim`."""
         whole = self.operand(operand)[dimension]
         self.contracted.append(Contraction(operand, dimension, whole if dim is None else dim))

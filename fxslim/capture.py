@@ -1,4 +1,4 @@
-"""Capture: from a model to a functional `torch.fx` program, with symbolic lengths where possible."""
+"""Capture: from a model to a functional `torch.fx` program, lengths symbolic where possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.graph import attribute
 from fxslim.program import Program, copy_graph
 
-__all__ = ["capture", "check_model", "is_captured"]
+__all__ = ["as_program", "capture", "check_model"]
 
 Choice = Callable[[torch.Tensor], list[int]]
 
@@ -33,14 +33,14 @@ def capture(
     """Capture `model` as a functional graph of ATen calls.
 
     Args:
-        model: any `nn.Module`, a `GraphModule` included.  It is not changed, and no weight is copied.
-        example_inputs: a tuple (positional), a dict (keyword) or one tensor.  Derived from the model
-            where that is possible.
+        model: any `nn.Module`, a `GraphModule` included.  Not changed, and no weight is copied.
+        example_inputs: a tuple (positional), a dict (keyword) or one tensor.  Derived from the
+            model where that is possible.
         dynamic: keep batch and sequence lengths symbolic, as far as the model allows.
 
     Returns:
-        A `GraphModule` called as the model is.  ``program.meta["capture"]`` lists what was decided on
-        the way; anything less than asked for is also a warning.
+        A `GraphModule` called as the model is.  ``program.meta["capture"]`` lists what was decided
+        on the way; anything less than asked for is also a warning.
 
     Raises:
         TypeError: `model` is no module, or the inputs are no tensors.
@@ -64,11 +64,15 @@ def capture(
     return program
 
 
-def is_captured(model: nn.Module) -> bool:
-    """Whether `model` is a program that `capture` made, with its shapes."""
-    if not isinstance(model, fx.GraphModule) or "capture" not in model.meta:
-        return False
-    return all("val" in node.meta for node in model.graph.nodes if node.op == "placeholder")
+def as_program(
+    model: nn.Module, example_inputs: Inputs | None = None, *, dynamic: bool = True
+) -> fx.GraphModule:
+    """`model` itself if `capture` made it and its shapes are known, else captured."""
+    if isinstance(model, fx.GraphModule) and "capture" in model.meta:
+        places = (node for node in model.graph.nodes if node.op == "placeholder")
+        if all("val" in node.meta for node in places):
+            return model
+    return capture(model, example_inputs, dynamic=dynamic)
 
 
 def check_model(model: nn.Module) -> None:
@@ -85,7 +89,9 @@ def check_model(model: nn.Module) -> None:
         raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to prune")
     for name, parameter in named:
         if parameter.is_floating_point() and not parameter.is_meta and parameter.isnan().any():
-            raise ValueError(f"parameter {name!r} contains NaN; load or initialise the weights first")
+            raise ValueError(
+                f"parameter {name!r} contains NaN; load or initialise the weights first"
+            )
 
 
 def _without_cache(model: nn.Module, kwargs: Mapping[str, Any], notes: list[str]) -> nn.Module:
@@ -176,16 +182,17 @@ def _example_variants(
 def _export_once(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice
 ) -> ExportedProgram:
-    shapes = ShapesCollection()
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, torch.Tensor) and choice(leaf):
-            shapes[leaf] = {d: Dim.AUTO for d in choice(leaf)}
-    dynamic_shapes = shapes.dynamic_shapes(model, args, kwargs)
+            shapes[leaf] = dict.fromkeys(choice(leaf), Dim.AUTO)
+    dynamic_shapes = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
     with torch.no_grad() if not model.training else torch.enable_grad():
-        exported = torch.export.export(
+        exported: ExportedProgram = torch.export.export(
             model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
         )
-        return exported.run_decompositions({})
+        functional: ExportedProgram = exported.run_decompositions({})
+        return functional
 
 
 def _explain(model: nn.Module, failures: list[Exception]) -> str:
@@ -194,8 +201,8 @@ def _explain(model: nn.Module, failures: list[Exception]) -> str:
     return (
         f"torch.export could not capture {type(model).__name__}.\n"
         f"PyTorch said ({type(failures[0]).__name__}):\n{said}\n"
-        "Try: other example_inputs (batch of 2 or more, every tensor the forward needs), a submodule "
-        "that exports by itself, or attn_implementation='eager' or 'sdpa' where the model has both."
+        "Try: other example_inputs (batch of 2 or more, every tensor the forward needs), a "
+        "submodule that exports by itself, or attn_implementation='eager' or 'sdpa' where the model has both."
     )
 
 
@@ -235,7 +242,7 @@ def _inline_wrappers(program: fx.GraphModule) -> None:
             continue
         body = next((a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"), None)
         inner = getattr(program, str(body.target), None) if body is not None else None
-        if not node.target.name().startswith("wrap_with_") or not isinstance(inner, fx.GraphModule):
+        if not node.target._name.startswith("wrap_with_") or not isinstance(inner, fx.GraphModule):
             continue
         operands = node.args[node.args.index(body) + 1 :]
         places = [n for n in inner.graph.nodes if n.op == "placeholder"]

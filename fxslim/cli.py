@@ -40,6 +40,7 @@ def demo(
 ) -> None:
     """Prune a real sentence encoder and show what it costs and saves."""
     with _one_message():
+        _check(sparsity)
         demonstration.run(out, sparsity)
 
 
@@ -71,6 +72,7 @@ def prune(
 ) -> None:
     """Remove heads of a model and save the slim program with its plan."""
     with _one_message():
+        _check(sparsity, criterion)
         console = Console()
         with Steps(console, total=5) as step:
             step("load")
@@ -91,14 +93,27 @@ def prune(
         console.print(f"wrote {', '.join(map(str, files))}", soft_wrap=True)
 
 
+def _check(sparsity: float, criterion: str = "random") -> None:
+    """Refuse bad options before any work."""
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"--sparsity must be in [0, 1), not {sparsity}")
+    if criterion not in fxslim.CRITERIA:
+        known = ", ".join(fxslim.CRITERIA)
+        raise ValueError(f"--criterion {criterion!r} is unknown; known: {known}")
+
+
 @contextmanager
 def _one_message() -> Iterator[None]:
-    """Print an expected error as one message, and leave with exit code 1."""
+    """Print warnings and expected errors as plain messages; after an error, exit with code 1."""
+    console = Console(stderr=True, highlight=False)
     try:
         with warnings.catch_warnings():
             # torch.export copies pytree specs with copyreg, which trips over its own deprecation.
             warnings.filterwarnings("ignore", ".isinstance.treespec", FutureWarning)
+            warnings.showwarning = lambda message, *_, **__: console.print(
+                f"warning: {message}", style="yellow", markup=False, soft_wrap=True
+            )
             yield
     except (FxslimError, ImportError, OSError, TypeError, ValueError) as error:
-        Console(stderr=True).print(f"fxslim: {error}", style="red", markup=False, soft_wrap=True)
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim.axes import Axis
-from fxslim.capture import capture, is_captured
+from fxslim.capture import as_program
 from fxslim.criteria import CRITERIA, Criterion, LossFn
 from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
@@ -79,10 +80,10 @@ def compile(
         VerificationError: slim and masked differ by more than rounding.
     """
     _check_arguments(sparsity, criterion, min_heads)
-    program = model if is_captured(model) else capture(model, example_inputs, dynamic=dynamic)
+    program = as_program(model, example_inputs, dynamic=dynamic)
     located = locate(program)
     _check_prunable(located.sites, type(model).__name__)
-    masked = InsertHeadMasks(located)(program).graph_module
+    masked = _result(InsertHeadMasks(located)(program))
     scores: dict[str, torch.Tensor] = {}
     if plan is None:
         scores = score(masked, criterion, calibration, loss_fn)
@@ -114,7 +115,7 @@ def insert_head_masks(
             raise UnsupportedSite(f"the program has no prunable site {', '.join(sorted(unknown))}")
         chosen = tuple(a for a in located.attentions if a.site.name in wanted)
         located = Located(located.axis_map, chosen)
-    return InsertHeadMasks(located, trainable)(program).graph_module
+    return _result(InsertHeadMasks(located, trainable)(program))
 
 
 def score(
@@ -129,7 +130,8 @@ def score(
         masked: what `insert_head_masks` returned.
         criterion: a name in `fxslim.CRITERIA` or an object with a `score` method.
         calibration: batches of inputs, for criteria that need data.
-        loss_fn: the loss of a model output, for criteria that need gradients; `output.loss` if absent.
+        loss_fn: the loss of a model output, for criteria that need gradients; `output.loss` where
+            absent.
 
     Returns:
         For each prunable site by name, a tensor (heads,); higher matters more.
@@ -158,7 +160,12 @@ def narrow(program: fx.GraphModule, plan: PruningPlan) -> fx.GraphModule:
 
 def _narrow(program: fx.GraphModule, located: Located, plan: PruningPlan) -> fx.GraphModule:
     check_plan(plan, located.sites)
-    return Narrow(located.axis_map, keep_of(located, plan))(program).graph_module
+    return _result(Narrow(located.axis_map, keep_of(located, plan))(program))
+
+
+def _result(result: PassResult) -> fx.GraphModule:
+    program: fx.GraphModule = result.graph_module
+    return program
 
 
 def keep_of(located: Located, plan: PruningPlan) -> dict[Axis, list[int]]:
@@ -175,8 +182,8 @@ def keep_of(located: Located, plan: PruningPlan) -> dict[Axis, list[int]]:
 
 
 def _check_arguments(sparsity: float, criterion: str | Criterion, min_heads: int) -> None:
-    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be a number in [0, 1), not {sparsity!r}")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be in [0, 1), not {sparsity!r}")
     if isinstance(criterion, str) and criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
     if min_heads < 0:
@@ -187,8 +194,8 @@ def _check_prunable(sites: Sequence[AttentionSite], model: str) -> None:
     """Never return an unchanged model in silence."""
     if not sites:
         raise UnsupportedSite(
-            f"{model} has no attention: no softmax or scaled_dot_product_attention over the product "
-            "of two projections was found in its graph"
+            f"{model} has no attention: no softmax or scaled_dot_product_attention over the "
+            "product of two projections was found in its graph"
         )
     if not any(site.prunable for site in sites):
         reasons = "\n".join(f"  {site.name}: {site.reason}" for site in sites)

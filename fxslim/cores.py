@@ -80,13 +80,14 @@ def find_cores(axis_map: AxisMap, weights: Weights) -> list[Core]:
         row = row_for(node) if node.op == "call_function" else None
         if row is None:
             continue
+        operands: _Operands | None
         if row.attention is not None:
             operands = finder.whole(node, row.attention)
         elif row.probability:
             operands = finder.around(node)
         else:
             continue
-        core = finder.core(operands) if operands else None
+        core = finder.core(operands) if operands is not None else None
         if core is not None:
             found.append(core)
     return found
@@ -147,9 +148,14 @@ class _Finder:
     def _operands_with(
         self, node: fx.Node, axes: set[Axis], stop: Callable[[fx.Node], bool]
     ) -> Iterable[fx.Node]:
+        """The operands from which `node` has `axes`: not those that it sums over them."""
         if stop(node):
             return ()
-        return (n for n in graph.tensor_inputs(node) if self.axis_map.axes(n) & axes)
+        summed: dict[fx.Node, set[Axis]] = {}
+        for c in self.axis_map.contractions.get(node, ()):
+            summed.setdefault(c.operand, set()).update(leaves(c.dim))
+        inputs = graph.tensor_inputs(node)
+        return (n for n in inputs if (self.axis_map.axes(n) - summed.get(n, set())) & axes)
 
     def _is_scores(self, node: fx.Node) -> bool:
         """Two activations contracted; or an activation with a weight that has heads of its own."""
@@ -171,9 +177,7 @@ class _Finder:
         return (last, first) if has == [True, False] else (first, last)
 
     def _width(self, product: fx.Node, query: fx.Node) -> int:
-        return next(
-            size(c.dim) for c in self.axis_map.contractions[product] if c.operand is query
-        )
+        return next(size(c.dim) for c in self.axis_map.contractions[product] if c.operand is query)
 
     def _context(self, node: fx.Node, keys: set[Axis]) -> tuple[list[fx.Node], list[fx.Node]]:
         """The contractions over the key length that the probabilities reach, and the values."""

@@ -35,7 +35,7 @@ class Criterion(Protocol):
 
 def _rows(masked: fx.GraphModule, projection: Projection) -> torch.Tensor:
     """(heads, positions per head, rest): the weight's slices, one a head, in float32."""
-    weight = attribute(masked, projection.weight).detach().float()
+    weight: torch.Tensor = attribute(masked, projection.weight).detach().float()
     index = projection.index.to(weight.device)
     rows = weight.movedim(projection.dim, 0)[index]
     return rows.reshape(*index.shape, -1)
@@ -144,7 +144,7 @@ class Sensitivity:
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
     ) -> Scores:
-        """Needs calibration batches, and a loss of the model's output (or an output with `.loss`)."""
+        """Needs calibration batches, and a loss of the output (or an output with `.loss`)."""
         if calibration is None:
             raise ValueError("this criterion needs calibration batches: pass calibration=[...]")
         masks = {site.name: attribute(masked, _mask(site)) for site in sites}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 __all__ = ["Inputs", "as_inputs", "call_with", "example_inputs_for"]
 
-Inputs = torch.Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+Inputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """One tensor, positional inputs, or keyword inputs."""
 
 _BATCH, _LENGTH, _SAMPLES = 2, 11, 16000
@@ -26,8 +27,8 @@ def as_inputs(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (inputs,), {}
     if isinstance(inputs, (tuple, list)) and inputs:
         return tuple(inputs), {}
-    if hasattr(inputs, "keys") and len(inputs):
-        return (), {str(name): inputs[name] for name in inputs.keys()}
+    if isinstance(inputs, Mapping) and len(inputs):
+        return (), {str(name): value for name, value in inputs.items()}
     raise TypeError(
         "example_inputs must be a tensor, a tuple (positional) or a dict (keyword) of inputs, "
         f"not {type(inputs).__name__}{'' if inputs else ' that is empty'}"
@@ -56,7 +57,8 @@ def example_inputs_for(model: nn.Module) -> Inputs:
         names = ", ".join(p.name for p in required) or "none"
         raise ValueError(
             f"no inputs can be derived for {type(model).__name__} (its forward requires: {names}); "
-            "pass example_inputs: a tuple of positional or a dict of keyword tensors, batch 2 or more"
+            "pass example_inputs: a tuple of positional or a dict of keyword tensors, batch 2 or "
+            "more"
         )
     return (_for_layer(first),)
 
@@ -69,15 +71,20 @@ def _for_layer(layer: nn.Module) -> torch.Tensor:
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
     if isinstance(layer, nn.Embedding):
-        return torch.arange(_BATCH * _LENGTH, device=weight.device).reshape(_BATCH, -1) % len(weight)
-    like = {"device": weight.device, "dtype": weight.dtype}
+        return torch.arange(_BATCH * _LENGTH, device=weight.device).reshape(_BATCH, -1) % len(
+            weight
+        )
+    return torch.randn(_input_shape(layer), device=weight.device, dtype=weight.dtype)
+
+
+def _input_shape(layer: nn.Module) -> tuple[int, ...]:
     if isinstance(layer, nn.Conv2d):
         side = 8 * max(layer.kernel_size[0], 4)
-        return torch.randn(_BATCH, layer.in_channels, side, side, **like)
+        return (_BATCH, layer.in_channels, side, side)
     if isinstance(layer, nn.Conv1d):
-        return torch.randn(_BATCH, layer.in_channels, 8 * layer.kernel_size[0], **like)
+        return (_BATCH, layer.in_channels, 8 * layer.kernel_size[0])
     assert isinstance(layer, nn.Linear)
-    return torch.randn(_BATCH, _LENGTH, layer.in_features, **like)
+    return (_BATCH, _LENGTH, layer.in_features)
 
 
 def _from_config(model: nn.Module, config: Any, main: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 
@@ -40,7 +40,9 @@ def _symbol_value(name: str) -> int:
 
 @functools.lru_cache(maxsize=65536)
 def _evaluate(expression: sympy.Expr) -> int:
-    point = {symbol: sympy.Integer(_symbol_value(str(symbol))) for symbol in expression.free_symbols}
+    point = {
+        symbol: sympy.Integer(_symbol_value(str(symbol))) for symbol in expression.free_symbols
+    }
     return int(expression.xreplace(point))
 
 
@@ -115,10 +117,7 @@ def _stack(node: fx.Node) -> Iterator[str]:
 
 def module_path(node: fx.Node) -> str:
     """The path of the innermost module whose code `node` comes from; empty for the model itself."""
-    path = ""
-    for path in _stack(node):
-        pass
-    return path
+    return (list(_stack(node)) or [""])[-1]
 
 
 def user_name(node: fx.Node) -> str:
@@ -140,7 +139,9 @@ def constant(node: fx.Node | None) -> list[int] | None:
     value = attribute(node.graph.owning_module, str(node.target))
     if not isinstance(value, torch.Tensor) or value.is_meta or value.is_floating_point():
         return None
-    return [int(x) for x in value.tolist()] if value.ndim == 1 and value.dtype != torch.bool else None
+    return (
+        [int(x) for x in value.tolist()] if value.ndim == 1 and value.dtype != torch.bool else None
+    )
 
 
 def attribute(module: torch.nn.Module, target: str) -> Any:
@@ -167,7 +168,7 @@ def is_symbolic(n: int) -> bool:
 
 
 def add_constant(before: fx.Node, value: torch.Tensor) -> fx.Node:
-    """A `get_attr` node, placed before another, of a new buffer that is no part of the state dict."""
+    """A `get_attr` node, placed before another, of a new buffer outside the state dict."""
     module = before.graph.owning_module
     assert module is not None
     name = next(n for n in map("kept_positions_{}".format, count()) if not hasattr(module, n))

@@ -27,8 +27,14 @@ _MOST_RUNS = 64
 def _picked(call: Call, dim: Dim, index: fx.Node) -> Dim | None:
     """The positions of `dim` that a constant index picks; None if unknown or too scattered."""
     given = graph.constant(index)
-    if not given or not dim:
-        return None
+    known = _listed(call, dim, given) if given and dim else None
+    if known is not None:
+        call.reads(call.operand(index)[0], "is an index, which changes with what it picks from")
+    return known
+
+
+def _listed(call: Call, dim: Dim, given: Sequence[int]) -> Dim | None:
+    """The positions `given` of `dim`; None if they are too scattered."""
     n = size(dim)
     positions, times = [position % n for position in given], max(len(given) // n, 1)
     if positions == [position for position in range(n) for _ in range(times)]:
@@ -65,9 +71,15 @@ def index(call: Call) -> list[Dims]:
         known = _picked(call, dims[at], indices[at])
         if known is not None:
             return [replaced(dims, at, known)]
+    return [_placed(call)[0]]
+
+
+def _placed(call: Call) -> tuple[Dims, Dims]:
+    """The dims of what the indices pick, and of the index tensors together."""
     found, at = _indexed(call)
-    others = [d for d, node in zip_longest(dims, indices) if node is None]
-    return [(*others[:at], *found, *others[at:])]
+    pairs = zip_longest(call.dims("self"), call.arguments["indices"])
+    others = [dim for dim, node in pairs if node is None]
+    return (*others[:at], *found, *others[at:]), found
 
 
 def _masks(call: Call) -> list[fx.Node]:
@@ -93,11 +105,11 @@ def index_put(call: Call) -> list[Dims]:
     dims, values = call.dims("self"), call.dims("values")
     if _masks(call):
         return [_masked_put(call)]
-    (placed,) = index(call)
+    placed, found = _placed(call)
     if len(values) > len(placed):
         raise RuleMismatch("the values have more dimensions than the place they are put at")
     broadcast(placed, values, call)
-    for dim in _indexed(call)[0]:
+    for dim in found:
         call.reads(dim, "writes it at positions by an index")
     return [dims]
 

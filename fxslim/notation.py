@@ -41,9 +41,7 @@ class Pattern:
         left, arrow, right = text.partition("->")
         if not arrow or "->" in right:
             raise ValueError(f"a rule has one '->': {text!r}")
-        sides = [
-            tuple(tuple(term.split()) for term in side.split(",")) for side in (left, right)
-        ]
+        sides = [tuple(tuple(term.split()) for term in side.split(",")) for side in (left, right)]
         for term in (*sides[0], *sides[1]):
             if term.count(_REST) > 1:
                 raise ValueError(f"one '...' an operand: {text!r}")
@@ -53,6 +51,7 @@ class Pattern:
         return cls(bare[0], bare[1], blocked)
 
     def __call__(self, call: Call) -> list[Dims]:
+        """Apply the rule to all tensor arguments of `call`."""
         return self.apply(call, call.tensors())
 
     def apply(self, call: Call, tensors: list[fx.Node]) -> list[Dims]:

@@ -182,7 +182,9 @@ def check_plan(chosen: PruningPlan, sites: Sequence[AttentionSite]) -> None:
             raise UnsupportedSite(f"{name!r} cannot be pruned: {site.reason}")
         for unit in site.unit:
             if 0 < len(set(unit) & set(kept)) < len(unit):
-                raise PlanError(f"heads {list(unit)} of {name!r} go together; the plan keeps {kept}")
+                raise PlanError(
+                    f"heads {list(unit)} of {name!r} go together; the plan keeps {kept}"
+                )
         _check_coupled(chosen, site, by_name)
 
 

@@ -175,7 +175,7 @@ def normalised(call: Call) -> list[Dims]:
 
 
 def channelwise(call: Call) -> list[Dims]:
-    """input (batch, channels, ...) with one weight a channel, or one for all."""
+    """Input (batch, channels, ...) with one weight a channel, or one for all."""
     dims, weight = call.dims("self"), call.dims("weight")[0]
     position = 1 if len(dims) > 1 else 0
     return [(*dims[:position], joined(dims[position], weight, call), *dims[position + 1 :])]

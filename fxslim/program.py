@@ -29,7 +29,7 @@ class Program(fx.GraphModule):
         return _assemble(root, graph, copy.deepcopy(self.meta, memo), type(self).__name__)
 
     def __reduce__(self) -> tuple[Callable[..., Program], tuple[Any, ...]]:
-        def refer(node: fx.Node) -> _Reference:
+        def refer(node: fx.Node) -> Any:
             return _Reference(node.name)
 
         nodes = [
@@ -116,7 +116,7 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     """A copy of `graph`, calling convention included, and where each node went."""
     new = fx.Graph()
     places: dict[fx.Node, fx.Node] = {}
-    result = new.graph_copy(graph, places, return_output_node=True)
+    result: Any = new.graph_copy(graph, places, return_output_node=True)
     if result is not None:
         value, old = result
         places[old] = new.output(value, old.type)

@@ -176,17 +176,19 @@ def unit_dims(call: Call, results: list[Dims], keep: Keep) -> None:
 
 def constant_index(call: Call, results: list[Dims], keep: Keep) -> None:
     """A constant index counts the positions that stay before each one that it picks."""
-    listed = "indices" in call.arguments
-    indices = list(call.arguments["indices"]) if listed else [call.arguments["index"]]
-    at = next(i for i, node in enumerate(indices) if node is not None) if listed else call.axis()
+    listed = call.arguments.get("indices")
+    indices = [*((None,) * call.axis()), call.arguments["index"]] if listed is None else [*listed]
+    at, *others = (i for i, node in enumerate(indices) if node is not None)
+    given = graph.constant(indices[at])
+    if others or given is None or not results[0]:
+        return
     dim, result = call.dims("self")[at], results[0][at]
-    given = graph.constant(indices[at] if listed else indices[0])
-    if given is None or narrowed_size(dim, keep) == size(dim) == narrowed_size(result, keep):
+    if narrowed_size(dim, keep) == size(dim) and narrowed_size(result, keep) == size(result):
         return
     place = {position: new for new, position in enumerate(kept_positions(dim, keep))}
     new = [place[given[position] % size(dim)] for position in kept_positions(result, keep)]
     device = call.node.meta["val"].device
     index = graph.add_constant(call.node, torch.tensor(new, dtype=torch.long, device=device))
-    indices[at if listed else 0] = index
-    name, value = ("indices", indices) if listed else ("index", index)
+    indices[at] = index
+    name, value = ("index", index) if listed is None else ("indices", indices)
     graph.set_argument(call.node, name, value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -29,10 +30,10 @@ Rule = Callable[[Call], list[Dims]]
 class Row:
     """What the table knows of an operator.
 
-    `rule` gives the dims of its results, `resize` its shape constants after narrowing.  `probability`
-    marks the operators that turn scores into attention weights along a dimension; an operator that
-    is a whole attention names its query, key and value in `attention`.  `by_position` marks those
-    whose values depend on the position, so that narrowing must select from the full result.
+    `rule` gives the dims of its results, `resize` its shape constants after narrowing.
+    `probability` marks the operators that turn scores into attention weights along a dimension; an
+    operator that is a whole attention names its query, key and value in `attention`.  `by_position`
+    marks those whose values depend on the position, so that narrowing selects from the full result.
     """
 
     rule: Rule
@@ -42,7 +43,7 @@ class Row:
     by_position: bool = False
 
 
-def _row(rule: str | Rule, resize: Resize | None = None, **marks: bool) -> Row:
+def _row(rule: str | Rule, resize: Resize | None = None, **marks: Any) -> Row:
     return Row(Pattern.parse(rule) if isinstance(rule, str) else rule, resize, **marks)
 
 

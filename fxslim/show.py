@@ -15,8 +15,8 @@ __all__ = ["show"]
 def show(program: fx.GraphModule) -> str:
     """The graph, a line a node, with what each dimension is made of, and its sites.
 
-    ``[h4·d16]`` is a product of axes of 4 and 16 positions, ``[a|b]`` axes side by side, ``1`` a unit
-    dimension, ``s`` a symbolic length; ``!`` marks an axis that some operator reads as a whole.
+    ``[h4·d16]`` is a product of axes of 4 and 16 positions, ``[a|b]`` axes side by side, ``1`` a
+    unit dimension, ``s`` a symbolic length; ``!`` marks an axis that some operator reads as a whole.
     """
     located = locate(program)
     names = _Names()

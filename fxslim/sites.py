@@ -1,4 +1,4 @@
-"""Sites: the attentions of a program, found from its axes, each prunable or with the reason why not.
+"""Sites: the attentions of a program, each prunable or with the reason why not.
 
 An attention is a core (scores from two activations, normalised along the key length, summed with a
 third) between projections.  Its *head axes* are leaves of the probabilities that come out of the
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from os.path import commonprefix
+from itertools import takewhile
 
 import torch
 from torch import fx
@@ -263,12 +263,13 @@ class _Builder:
         node = next((n for n in self.axis_map.dims if n.name == axis.block.where), None)
         if axis.block.unruled and node is not None:
             return (
-                f"{graph.user_name(node)}: {axis.block.why}, so its effect on the heads is unknown; "
-                "a row in fxslim/rules.py makes it known"
+                f"{graph.user_name(node)}: {axis.block.why}, so its effect on the heads is "
+                "unknown; a row in fxslim/rules.py makes it known"
             )
-        if node is None:
-            return f"the head axis {axis.block.why}"
-        return f"the head axis {axis.block.why}: {graph.user_name(node)}"
+        where = graph.user_name(node) if node is not None else "the graph"
+        if axis.block.why.startswith("is "):
+            return f"the head axis {axis.block.why}: {where}; capture the model without it"
+        return f"{where} {axis.block.why.replace(' it', ' the head axis', 1)}"
 
     def _summed_elsewhere(self) -> str:
         known = {(n, c.operand, c.dimension) for core in self.all_cores for n, c in core.ends}
@@ -278,7 +279,9 @@ class _Builder:
                 if self.weights.is_weight(c.operand) or not units & set(leaves(c.dim)):
                     continue
                 if (node, c.operand, c.dimension) not in known:
-                    return f"{graph.user_name(node)} mixes the heads before their context is complete"
+                    return (
+                        f"{graph.user_name(node)} mixes the heads before their context is complete"
+                    )
         return ""
 
     # -------------------------------------------------------------------------------- projections
@@ -314,7 +317,9 @@ class _Builder:
     def _name(self) -> str:
         nodes = [core.node for core in self.cores] + [node for node, _ in self.ends]
         paths = [graph.module_path(node).split(".") for node in nodes]
-        return ".".join(commonprefix(paths)) or graph.module_path(self.cores[0].node) or "attention"
+        shared = list(takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False)))
+        common = ".".join(names[0] for names in shared)
+        return common or graph.module_path(self.cores[0].node) or "attention"
 
 
 def _along(core: Core, leaf: Axis) -> list[int]:
@@ -322,7 +327,9 @@ def _along(core: Core, leaf: Axis) -> list[int]:
     return coordinates(core.head_dim_factors, leaf)
 
 
-def _positions(heads: Sequence[Head], carried: Sequence[Axis], dim: tuple[Axis, ...]) -> torch.Tensor:
+def _positions(
+    heads: Sequence[Head], carried: Sequence[Axis], dim: tuple[Axis, ...]
+) -> torch.Tensor:
     """(heads, positions per head) of `dim`; heads that `carried` does not tell apart are one."""
     rows: dict[tuple[int, ...], list[int]] = {}
     for head in heads:
@@ -361,5 +368,3 @@ def _couple(attentions: Sequence[Attention]) -> list[Attention]:
         others = tuple(n for n in dict.fromkeys(names) if n != attention.site.name)
         out.append(replace(attention, site=replace(attention.site, coupled=others)))
     return out
-
-

@@ -85,9 +85,7 @@ class Weights:
 
     def data_operands(self, contractions: Sequence[Contraction]) -> list[fx.Node]:
         """The contracted operands that are no weights, in order."""
-        return list(
-            dict.fromkeys(c.operand for c in contractions if not self.is_weight(c.operand))
-        )
+        return list(dict.fromkeys(c.operand for c in contractions if not self.is_weight(c.operand)))
 
 
 def _tensor(axis_map: AxisMap, node: fx.Node) -> object:

@@ -17,16 +17,24 @@ from fxslim.calls import Dims
 from fxslim.graph import attribute, is_symbolic, shape
 from fxslim.program import Program, copy_graph
 
-__all__ = ["GraphPass", "Isolated", "copy_program", "eliminate_dead_code", "infer_shapes", "isolate"]
+__all__ = [
+    "GraphPass",
+    "Isolated",
+    "copy_program",
+    "eliminate_dead_code",
+    "infer_shapes",
+    "isolate",
+]
 
 
 class GraphPass(PassBase):
     """A pass that returns a new program and leaves the one that came in as it is.
 
-    Unlike its base it checks the *result*: the graph is linted and recompiled before it is returned.
+    Unlike its base it checks the *result*: the graph is linted and recompiled before it goes out.
     """
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run the pass; raises `TypeError` where it is given anything but a `GraphModule`."""
         if not isinstance(graph_module, fx.GraphModule):
             raise TypeError(
                 f"{type(self).__name__} takes a torch.fx.GraphModule (see fxslim.capture), "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -26,8 +27,8 @@ def mask_name(site: str) -> str:
 class InsertHeadMasks(GraphPass):
     """Multiply each prunable site's context by ``head_masks.<site>``, one number a head.
 
-    Before: a captured program, located.  After: a program that computes the same while every mask is
-    1; a mask of 0 removes the head's contribution to the output projection, as narrowing will.
+    Before: a captured program, located.  After: a program that computes the same while every mask
+    is 1; a mask of 0 removes the head's contribution to the output projection, as narrowing will.
 
     Attributes:
         located: `fxslim.sites.locate` of the program that the pass is applied to.
@@ -68,16 +69,15 @@ class InsertHeadMasks(GraphPass):
 def _multiply(
     user: fx.Node, operand: fx.Node, dims: Dims, attention: Attention, mask: fx.Node, index: str
 ) -> None:
-    """Multiply `operand`, as `user` sees it, by the mask of the head that each position belongs to."""
+    """Multiply `operand`, as `user` sees it, by the mask of each position's head."""
     graph = user.graph
-    module = graph.owning_module
+    masks = cast("nn.Module", graph.owning_module).get_submodule("head_masks")
     axes = {axis for head in attention.heads for axis in head}
     with graph.inserting_before(user):
         isolated = isolate(operand, dims, axes)
         heads = _head_of_each_position(attention, isolated.dims)
-        owner = module.get_submodule("head_masks")
         device = operand.meta["val"].device
-        owner.register_buffer(index.removeprefix("head_masks."), heads.to(device), persistent=False)
+        masks.register_buffer(index.removeprefix("head_masks."), heads.to(device), persistent=False)
         place = graph.get_attr(index)
         if int(heads.max()) == len(attention.heads):  # some positions belong to no head
             one = graph.call_function(torch.ops.aten.new_ones.default, (mask, [1]))
@@ -88,7 +88,7 @@ def _multiply(
 
 
 def _head_of_each_position(attention: Attention, dims: Dims) -> torch.Tensor:
-    """LongTensor that broadcasts against `dims`: head numbers, ``len(heads)`` where there is none."""
+    """LongTensor that broadcasts against `dims`: head numbers, ``len(heads)`` for none."""
     axes = list(dict.fromkeys(axis for head in attention.heads for axis in head))
     carrying = [bool(set(leaves(dim)) & set(axes)) for dim in dims]
     shape = [size(dim) if has else 1 for dim, has in zip(dims, carrying, strict=True)]

@@ -171,4 +171,3 @@ def _forget_unused(program: fx.GraphModule) -> None:
             if f"{name}.{own}".lstrip(".") not in read:
                 delattr(module, own)
     program.delete_all_unused_submodules()
-

@@ -19,8 +19,8 @@ __all__ = ["remove_empty"]
 def remove_empty(axes: AxisMap, keep: Keep) -> None:
     """Replace every contraction whose operands have become empty by its value.
 
-    What fed it is dead code then.  A sum of nothing is zero, so that is what the product adds to its
-    bias, and to the residual stream that zero is not added at all.
+    What fed it is dead code then.  A sum of nothing is zero, so that is what the product adds to
+    its bias; and where there is no bias, nothing is added to the residual stream.
     """
     if all(keep.values()):
         return
@@ -92,6 +92,6 @@ def _size_of(axes: AxisMap, node: fx.Node, dim: Dim, keep: Keep) -> Any:
                 read.meta["val"] = earlier.meta["val"].shape[at]
                 return read
     raise PlanError(
-        f"cannot remove all heads of the attention before {graph.user_name(node)}: no earlier tensor "
-        "has the length of its result; keep at least one head there (min_heads=1)"
+        f"cannot remove all heads of the attention before {graph.user_name(node)}: no earlier "
+        "tensor has the length of its result; keep at least one head there (min_heads=1)"
     )

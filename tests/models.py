@@ -1,0 +1,62 @@
+"""Small models that several tests use, written to be read; `tests/zoo/handwritten` has many more."""
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+WIDTH, HEADS, HEAD_DIM = 6, 4, 2
+
+
+class Attention(nn.Module):
+    """One attention of four linear layers: the smallest model with heads to cut."""
+
+    def __init__(self, kv_heads=HEADS, core=scaled_dot_product_attention, bias=True):
+        super().__init__()
+        self.q = nn.Linear(WIDTH, HEADS * HEAD_DIM, bias)
+        self.k = nn.Linear(WIDTH, kv_heads * HEAD_DIM, bias)
+        self.v = nn.Linear(WIDTH, kv_heads * HEAD_DIM, bias)
+        self.o = nn.Linear(HEADS * HEAD_DIM, WIDTH, bias)
+        self.core = core
+
+    def forward(self, x):
+        q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
+        return self.o(merge(self.core(q, k, v)))
+
+
+def split(x):
+    """(batch, length, heads · head dim) to (batch, heads, length, head dim)."""
+    return x.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
+
+
+def merge(x):
+    """(batch, heads, length, head dim) to (batch, length, heads · head dim)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def softmax_core(q, k, v):
+    """Attention in three operators."""
+    return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+
+
+def grouped_core(q, k, v):
+    """Keys and values repeated for the query heads that share them."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return scaled_dot_product_attention(q, k, v)
+
+
+class Residual(nn.Module):
+    """Named attentions one after the other, each added to what came in."""
+
+    def __init__(self, **layers):
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x):
+        for layer in self.layers.values():
+            x = x + layer(x)
+        return x
+
+
+def example(batch=3, length=5):
+    """Hidden states (batch, length, width)."""
+    return torch.randn(batch, length, WIDTH)
