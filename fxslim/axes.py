@@ -272,14 +272,24 @@ def _match_sum(big: list[Axis], small: list[Axis], why: Block) -> bool:
 
 
 def _join_parts(axis: Axis, other: Dim, why: Block) -> None:
+    """Join a sum with a dimension of its width, part by part.
+
+    A sum joined with a shifted copy of itself would be cut again and again: both are blocked.
+    """
     assert axis.parts is not None
-    if axis in set(leaves(other)):
+    bounds = _bounds(axis)
+    aligned = len(other) == 1 and _bounds(other[0]) == bounds
+    if not aligned and set(leaves((axis,))) & set(leaves(other)):
         block(other, why)
         block((axis,), why)
         return
-    bounds = list(accumulate(size(part) for part in axis.parts))[:-1]
     for part, piece in zip(axis.parts, cut(other, bounds, why), strict=True):
         join(part, piece, why)
+
+
+def _bounds(axis: Axis) -> list[int]:
+    """Where the parts of a sum meet."""
+    return list(accumulate(size(part) for part in axis.parts or ()))[:-1]
 
 
 def _unify(x: Axis, y: Axis, why: Block) -> None:
@@ -337,8 +347,9 @@ def _take(queue: list[Axis], n: int, why: Block) -> Dim | None:
         if missing % factor == 0:
             width, plan = width * factor, plan + 1
         elif factor % missing == 0:
-            outer, inner = _make_product(queue[plan], missing, why)
-            queue[plan : plan + 1] = [*resolve(outer), *resolve(inner)]
+            _make_product(queue[plan], missing, why)
+            before = resolve(tuple(queue[:plan]))  # the same axis may come more than once
+            queue[:], plan = [*before, *resolve(tuple(queue[plan:]))], len(before)
         else:
             return None
     taken = tuple(queue[:plan])

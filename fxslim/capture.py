@@ -9,17 +9,18 @@ import operator
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._guards import detect_fake_mode
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
-from fxslim.graph import attribute
+from fxslim.graph import attribute, fixed_size, holds
 from fxslim.program import Program, copy_graph
 
 __all__ = ["as_program", "capture", "check_model"]
@@ -56,6 +57,8 @@ def capture(
     with _unchanged(model):
         exported = _export(callee, args, kwargs, dynamic, notes)
     program = _as_program(exported, model)
+    if notes[-1] == _SYMBOLIC:
+        notes[-1:] = list(_fixed_sizes(program)) or [_SYMBOLIC]
     program.meta["capture"] = tuple(notes)
     program.meta["example_inputs"] = (args, kwargs)
     for note in notes:
@@ -126,10 +129,13 @@ def _snapshot(attributes: Mapping[str, Any]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- exporting
 
 
+_SYMBOLIC = "batch and sequence lengths are symbolic"
+
+
 def _attempts(dynamic: bool) -> Iterator[tuple[str, Choice]]:
     """Which dimensions to keep symbolic, from most to least."""
     if dynamic:
-        yield "batch and sequence lengths are symbolic", _lengths
+        yield _SYMBOLIC, _lengths
         yield "static sequence length: only the batch size is symbolic", _batch
         yield "static shapes: the program runs at the example's sizes only", lambda _: []
     else:
@@ -182,17 +188,43 @@ def _example_variants(
 def _export_once(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice
 ) -> ExportedProgram:
+    with torch.no_grad() if not model.training else torch.enable_grad():
+        exported = _traced(model, args, kwargs, choice, Dim.AUTO)
+        if not _is_generic(exported):
+            with suppress(Exception):  # the model may fix the batch size, or have several
+                exported = _traced(model, args, kwargs, choice, Dim("batch"))
+        functional: ExportedProgram = exported.run_decompositions({})
+        return functional
+
+
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice, batch: Any
+) -> ExportedProgram:
+    """Export with the dimensions of `choice` symbolic, the leading ones as `batch`."""
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, torch.Tensor) and choice(leaf):
-            shapes[leaf] = dict.fromkeys(choice(leaf), Dim.AUTO)
+            sizes = {d: Dim.AUTO if d else batch for d in choice(leaf) if leaf.shape[d] != 1}
+            shapes[leaf] = sizes
     dynamic_shapes = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
-    with torch.no_grad() if not model.training else torch.enable_grad():
-        exported: ExportedProgram = torch.export.export(
-            model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
-        )
-        functional: ExportedProgram = exported.run_decompositions({})
-        return functional
+    exported: ExportedProgram = torch.export.export(
+        model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+    )
+    return exported
+
+
+def _is_generic(exported: ExportedProgram) -> bool:
+    """Whether the equations of sizes that tracing relied on hold whatever the sizes.
+
+    They do not where two inputs must have one batch size and the model never says so: that four
+    times the one divided by the other is four holds for some sizes only.
+    """
+    places = (node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder")
+    mode = detect_fake_mode(list(places))
+    environment = mode.shape_env if mode is not None else None
+    if environment is None:
+        return True
+    return all(holds(environment.replace(guard.expr)) for guard in environment.guards)
 
 
 def _explain(model: nn.Module, failures: list[Exception]) -> str:
@@ -202,7 +234,8 @@ def _explain(model: nn.Module, failures: list[Exception]) -> str:
         f"torch.export could not capture {type(model).__name__}.\n"
         f"PyTorch said ({type(failures[0]).__name__}):\n{said}\n"
         "Try: other example_inputs (batch of 2 or more, every tensor the forward needs), a "
-        "submodule that exports by itself, or attn_implementation='eager' or 'sdpa' where the model has both."
+        "submodule that exports by itself, or attn_implementation='eager' or 'sdpa' where the "
+        "model has both."
     )
 
 
@@ -277,6 +310,18 @@ def _free_views(program: fx.GraphModule) -> None:
             node.target = torch.ops.aten.reshape.default
 
 
+def _fixed_sizes(program: fx.GraphModule) -> Iterator[str]:
+    """The inputs whose batch or length the model turned out to fix."""
+    for place in (node for node in program.graph.nodes if node.op == "placeholder"):
+        value = place.meta.get("val")
+        asked = _lengths(value) if isinstance(value, torch.Tensor) else []
+        sizes = [fixed_size(value.shape[dim]) for dim in asked]
+        batch, lengths = sizes[:1], [n for n in sizes[1:] if n != 1]
+        if (batch and batch[0] is not None) or (lengths and None not in lengths):
+            shown = ", ".join("symbolic" if n is None else str(n) for n in sizes)
+            yield f"static sizes: the model takes {place.name!r} of ({shown}) only"
+
+
 def _check_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
     """Assert the sizes that the program was specialised to, so that others never pass silently."""
     bounds = {str(symbol): limits for symbol, limits in exported.range_constraints.items()}
@@ -295,21 +340,21 @@ def _check_size(
     n: int | torch.SymInt,
     bounds: Mapping[str, Any],
 ) -> None:
-    upper = None
-    if isinstance(n, torch.SymInt):
+    compare: Callable[[Any, Any], Any] = operator.eq
+    size, least = fixed_size(n), ""
+    if size is None:
         limits = bounds.get(str(n))
         if limits is None or not limits.upper < 2**31:
             return
-        upper = int(limits.upper)
+        size, compare, least = int(limits.upper), operator.le, "at most "
     message = (
         f"input {place.name!r} has another size in dimension {dim} than the program was captured "
-        f"for ({n if upper is None else f'at most {upper}'}); capture it with such an example"
+        f"for ({least}{size}); capture it with such an example"
     )
     with graph.inserting_after(after):
         given = graph.call_function(torch.ops.aten.sym_size.int, (place, dim))
     given.meta["val"] = n
     with graph.inserting_after(given):
-        compare = operator.eq if upper is None else operator.le
-        fits = graph.call_function(compare, (given, n if upper is None else upper))
+        fits = graph.call_function(compare, (given, size))
     with graph.inserting_after(fits):
         graph.call_function(torch._assert, (fits, message))

@@ -88,7 +88,7 @@ def prune(
             files = save(slim, out)
         done = slim.meta["fxslim"]
         console.print(site_table(done.sites, done.plan, done.scores, dense=model, slim=slim))
-        console.print(totals_table(cost))
+        console.print("", totals_table(cost), "", sep="\n")
         console.print(f"slim against masked: largest difference {done.max_difference:.1e}")
         console.print(f"wrote {', '.join(map(str, files))}", soft_wrap=True)
 

@@ -151,11 +151,8 @@ class _Finder:
         """The operands from which `node` has `axes`: not those that it sums over them."""
         if stop(node):
             return ()
-        summed: dict[fx.Node, set[Axis]] = {}
-        for c in self.axis_map.contractions.get(node, ()):
-            summed.setdefault(c.operand, set()).update(leaves(c.dim))
         inputs = graph.tensor_inputs(node)
-        return (n for n in inputs if (self.axis_map.axes(n) - summed.get(n, set())) & axes)
+        return (n for n in inputs if (self.axis_map.axes(n) - self._over(node, n)) & axes)
 
     def _is_scores(self, node: fx.Node) -> bool:
         """Two activations contracted; or an activation with a weight that has heads of its own."""
@@ -181,7 +178,7 @@ class _Finder:
 
     def _context(self, node: fx.Node, keys: set[Axis]) -> tuple[list[fx.Node], list[fx.Node]]:
         """The contractions over the key length that the probabilities reach, and the values."""
-        path = {node}
+        path, own = {node}, self.axis_map.axes(node)
         stack, context, values = [node], [], []
         while stack:
             value = stack.pop()
@@ -190,10 +187,18 @@ class _Finder:
                 if summed:
                     context.append(user)
                     values += self._others(user, value, path)
-                elif user not in path and self.axis_map.axes(user) & keys and user.op != "output":
+                elif user not in path and self._has(user, keys) and own >= self._over(user, value):
                     path.add(user)
                     stack.append(user)
         return list(dict.fromkeys(context)), list(dict.fromkeys(values))
+
+    def _over(self, user: fx.Node, operand: fx.Node) -> set[Axis]:
+        """The leaves of `operand` that `user` sums over."""
+        contractions = self.axis_map.contractions.get(user, ())
+        return {leaf for c in contractions if c.operand is operand for leaf in leaves(c.dim)}
+
+    def _has(self, node: fx.Node, axes: set[Axis]) -> bool:
+        return node.op != "output" and bool(self.axis_map.axes(node) & axes)
 
     def _sums(self, user: fx.Node, operand: fx.Node, axes: set[Axis]) -> list[Contraction]:
         """The contractions in which `user` sums over `axes` of `operand`."""
@@ -237,7 +242,9 @@ class _Finder:
         if not heads:
             return self._headless(parts, candidates, projections)
         ends = self._ends(parts, set(heads))
-        heads = self._ended_by_weights(heads, ends) or heads
+        heads = self._ended_by_weights(heads, ends) or self._without_rows(heads, parts)
+        if not heads:
+            return self._headless(parts, set(), projections)
         refusal = ""
         if not all(set(heads) & self.axis_map.axes(context) for context in parts.context):
             refusal = "its heads are mixed with each other between the scores and the values"
@@ -372,6 +379,13 @@ class _Finder:
             for leaf in leaves(contraction.dim)
         }
         return tuple(leaf for leaf in heads if leaf in summed)
+
+    def _without_rows(self, heads: tuple[Axis, ...], parts: _Operands) -> tuple[Axis, ...]:
+        """The leaves without the positions of a learned query, which keys and values lack."""
+        learned = (self.axis_map.axes(n) for n in parts.query if self.weights.is_weight(n))
+        others = (self.axis_map.axes(n) for n in (*parts.key, *parts.value))
+        rows = set().union(*learned) - set().union(*others)
+        return tuple(leaf for leaf in heads if leaf not in rows)
 
     def _side(
         self, projections: dict[str, list[tuple[fx.Node, fx.Node]]], heads: set[Axis]

@@ -35,10 +35,20 @@ class Criterion(Protocol):
 
 def _rows(masked: fx.GraphModule, projection: Projection) -> torch.Tensor:
     """(heads, positions per head, rest): the weight's slices, one a head, in float32."""
-    weight: torch.Tensor = attribute(masked, projection.weight).detach().float()
+    weight = _with_values(attribute(masked, projection.weight), projection.weight).float()
     index = projection.index.to(weight.device)
     rows = weight.movedim(projection.dim, 0)[index]
     return rows.reshape(*index.shape, -1)
+
+
+def _with_values(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """`tensor` detached; refused where it is on `meta`, so that it has no values to score."""
+    if tensor.is_meta:
+        raise ValueError(
+            f"heads cannot be scored: {name!r} is on the meta device and has no values; load the "
+            "weights first, or pass a plan, or criterion='random'"
+        )
+    return tensor.detach()
 
 
 def _per_query_head(values: torch.Tensor, heads: int) -> torch.Tensor:
@@ -147,6 +157,8 @@ class Sensitivity:
         """Needs calibration batches, and a loss of the output (or an output with `.loss`)."""
         if calibration is None:
             raise ValueError("this criterion needs calibration batches: pass calibration=[...]")
+        for name, parameter in masked.named_parameters():
+            _with_values(parameter, name)
         masks = {site.name: attribute(masked, _mask(site)) for site in sites}
         total: Scores = {n: torch.zeros_like(m, dtype=torch.float32) for n, m in masks.items()}
         count = 0

@@ -162,7 +162,7 @@ def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> flo
         step("save")
         files = [*save(slim, out), save_heatmap(out / "heads.png", report.scores, report.plan)]
     console.print(site_table(report.sites, report.plan, report.scores, dense=dense, slim=slim))
-    console.print(totals_table(cost))
+    console.print("", totals_table(cost), "", sep="\n")
     console.print(f"slim against masked: largest difference {report.max_difference:.1e}")
     console.print(f"embeddings of {len(held_out)} unseen paragraphs: mean cosine {cosine:.3f}")
     console.print(f"wrote {', '.join(map(str, files))}", soft_wrap=True)

@@ -58,6 +58,19 @@ def generic_size(value: int | torch.SymInt) -> int:
     return int(value)
 
 
+def fixed_size(value: int | torch.SymInt) -> int | None:
+    """`value` if it is the same for all inputs (export may leave a symbol there), else None."""
+    expression = value.node.expr if isinstance(value, torch.SymInt) else sympy.Integer(value)
+    return int(expression) if expression.is_number else None
+
+
+def holds(relation: Any) -> bool:
+    """Whether a relation of sizes holds at the generic point; only equations can fail to."""
+    if not isinstance(relation, sympy.Eq):
+        return True
+    return _evaluate(relation.lhs) == _evaluate(relation.rhs)
+
+
 def is_tensor(node: fx.Node) -> bool:
     """Whether `node` computes one tensor."""
     return isinstance(node.meta.get("val"), torch.Tensor)

@@ -55,8 +55,8 @@ def site_table(
         sites: What `fxslim.find_attention` returned.
         plan: Which heads stay; without it, the heads as they are.
         scores: A score for every head of a site; adds a column with their range.
-        dense: The module the sites were found in; adds a column with the parameters of each
-            attention (a weight that several sites share counts at each).
+        dense: The module the sites were found in; adds a column with the sizes of the parameters
+            that carry a site's heads (one that several sites share counts at each).
         slim: The narrowed module; puts the parameters after beside those before.
 
     Returns:
@@ -81,7 +81,8 @@ def site_table(
 
 def _table(first: str, **columns: JustifyMethod) -> Table:
     """A table of 80 columns whose first column takes what the others leave."""
-    table = Table(width=_WIDTH, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(width=_WIDTH, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.padding = (0, 1, 0, 0)
     table.caption_justify, table.caption_style = "left", ""
     table.add_column(first, overflow="fold", ratio=1)
     for heading, justify in columns.items():

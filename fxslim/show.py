@@ -16,7 +16,7 @@ def show(program: fx.GraphModule) -> str:
     """The graph, a line a node, with what each dimension is made of, and its sites.
 
     ``[h4·d16]`` is a product of axes of 4 and 16 positions, ``[a|b]`` axes side by side, ``1`` a
-    unit dimension, ``s`` a symbolic length; ``!`` marks an axis that some operator reads as a whole.
+    unit dimension, ``s`` a symbolic length; ``!`` marks an axis that an operator reads as a whole.
     """
     located = locate(program)
     names = _Names()

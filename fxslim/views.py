@@ -25,6 +25,7 @@ __all__ = [
     "halve",
     "like_first",
     "meshgrid",
+    "others_read",
     "pad",
     "permute",
     "read_everything",
@@ -96,6 +97,15 @@ def _swap_sizes(call: Call, dims: Dims, shape: tuple[int, ...]) -> Dims:
         raise RuleMismatch(f"{len(dims)} dimensions in, {len(shape)} out")
     why = call.why("is made by the operator")
     return tuple(d if size(d) == n else fresh(n, why) for d, n in zip(dims, shape, strict=True))
+
+
+def others_read(call: Call) -> list[Dims]:
+    """All operands run together; every dimension but `dim` is read as a whole (weight norm)."""
+    (dims, *_) = elementwise(call)
+    for position, dim in enumerate(dims):
+        if position != int(call.arguments["dim"]) % len(dims):
+            call.reads(dim)
+    return [dims] * len(call.shapes)
 
 
 def read_everything(call: Call) -> list[Dims]:
@@ -194,6 +204,8 @@ def repeat_interleave(call: Call) -> list[Dims]:
 
 def _pieces(call: Call, dim: Dim, widths: Sequence[int]) -> list[Dim]:
     """`dim` cut into pieces of the given widths, some of which may be empty."""
+    if sum(widths) != size(dim):
+        raise RuleMismatch(f"pieces of {list(widths)} positions do not make up {size(dim)}")
     ends = list(accumulate(widths))
     bounds = sorted({end for end in ends if 0 < end < size(dim)})
     pieces = iter(cut(dim, bounds, call.why("cuts through its inner factors")))
@@ -202,6 +214,9 @@ def _pieces(call: Call, dim: Dim, widths: Sequence[int]) -> list[Dim]:
 
 def cut_out(call: Call, dim: Dim, start: int, width: int) -> Dim:
     """`width` positions of `dim` from `start` on."""
+    if start + width > size(dim):  # a symbolic width, which only the input makes fit
+        call.reads(dim, "cuts it at a length that depends on the input")
+        return fresh(width, call.why("cut at a length of its own"))
     return _pieces(call, dim, [start, width, size(dim) - start - width])[1]
 
 
@@ -215,8 +230,8 @@ def sliced(call: Call) -> list[Dims]:
         return [dims]
     if step != 1:
         return [replaced(dims, position, _every(call, dim, start, width, step))]
-    if width == 0 or start + width > length:
-        return [replaced(dims, position, fresh(width, call.why("cut at a length of its own")))]
+    if width == 0:
+        return [replaced(dims, position, fresh(0))]
     return [replaced(dims, position, cut_out(call, dim, start, width))]
 
 

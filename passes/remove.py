@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,32 +21,53 @@ def remove_empty(axes: AxisMap, keep: Keep) -> None:
     """Replace every contraction whose operands have become empty by its value.
 
     What fed it is dead code then.  A sum of nothing is zero, so that is what the product adds to
-    its bias; and where there is no bias, nothing is added to the residual stream.
+    its bias; and where there is no bias, nothing is added to the residual stream.  Where something
+    empty lies beside something that stays, it is made from nothing.
     """
     if all(keep.values()):
         return
-    for node, contractions in axes.contractions.items():
+    empty = {node for node in axes.dims if _is_empty(axes.of(node), keep)}
+    for node in empty:
+        _read_sizes_elsewhere(axes, node, empty)
+    for node in [node for node in axes.dims if node not in empty]:
+        contractions = axes.contractions.get(node, ())
         if any(narrowed_size(c.dim, keep) == 0 for c in contractions):
-            if any(narrowed_size(dim, keep) == 0 for dim in axes.of(node)):
-                continue  # itself part of what goes
-            _replace(axes, node, keep)
+            _replace(axes, node, keep, empty)
+            continue
+        for operand in graph.tensor_inputs(node):
+            if operand in empty and operand.op == "call_function":
+                with node.graph.inserting_before(node):
+                    sizes = [_size_of(axes, node, dim, keep, empty) for dim in axes.of(operand)]
+                    node.replace_input_with(operand, _zeros(operand, sizes))
 
 
-def _replace(axes: AxisMap, node: fx.Node, keep: Keep) -> None:
+def _is_empty(dims: Dims, keep: Keep) -> bool:
+    return any(narrowed_size(dim, keep) == 0 for dim in dims)
+
+
+def _zeros(like: fx.Node, sizes: list[Any]) -> fx.Node:
+    kind = {"dtype": like.meta["val"].dtype, "device": like.meta["val"].device}
+    return like.graph.call_function(torch.ops.aten.full.default, (sizes, 0), kind)
+
+
+def _read_sizes_elsewhere(axes: AxisMap, node: fx.Node, empty: Collection[fx.Node]) -> None:
+    """Read lengths from tensors that stay, so that `node` is not needed for its shape alone."""
+    for user in list(node.users):
+        value = user.meta.get("val")
+        if isinstance(value, torch.SymInt):
+            with node.graph.inserting_before(user):
+                read = _read(axes, user, graph.generic_size(value), empty)
+            if read is not None:
+                user.replace_all_uses_with(read)
+
+
+def _replace(axes: AxisMap, node: fx.Node, keep: Keep, empty: Collection[fx.Node]) -> None:
     dims = axes.of(node)
     contracted = {c.operand for c in axes.contractions[node]}
     added = [n for n in graph.tensor_inputs(node) if n not in contracted]
     with node.graph.inserting_before(node):
-        sizes = [_size_of(axes, node, dim, keep) for dim in dims]
-        if added:
-            value = _expanded(axes, node, added[0], dims, sizes)
-        else:
-            like = node.meta["val"]
-            value = node.graph.call_function(
-                torch.ops.aten.full.default,
-                (sizes, 0),
-                {"dtype": like.dtype, "device": like.device},
-            )
+        sizes = [_size_of(axes, node, dim, keep, empty) for dim in dims]
+        value = _expanded(axes, node, added[0], dims, sizes) if added else _zeros(node, sizes)
     for user in list(node.users):
         other = None if added else _other_summand(user, node)
         if other is not None and graph.shape(other.meta["val"]) == graph.shape(user.meta["val"]):
@@ -76,22 +98,34 @@ def _other_summand(user: fx.Node, node: fx.Node) -> fx.Node | None:
     return other if isinstance(other, fx.Node) and graph.is_tensor(other) else None
 
 
-def _size_of(axes: AxisMap, node: fx.Node, dim: Dim, keep: Keep) -> Any:
+def _size_of(
+    axes: AxisMap, node: fx.Node, dim: Dim, keep: Keep, empty: Collection[fx.Node]
+) -> Any:
     """The size of `dim` as an argument: a number, or read from an earlier tensor that has it."""
     wanted = narrowed_size(dim, keep)
     if not graph.is_symbolic(wanted):
         return wanted
+    read = _read(axes, node, wanted, empty) if size(dim) == wanted else None
+    if read is None:
+        raise PlanError(
+            f"cannot remove all heads of the attention before {graph.user_name(node)}: no earlier "
+            "tensor has the length of its result; keep at least one head there (min_heads=1)"
+        )
+    return read
+
+
+def _read(
+    axes: AxisMap, node: fx.Node, wanted: int, empty: Collection[fx.Node]
+) -> fx.Node | None:
+    """The length `wanted`, read from a tensor before `node` that is not empty."""
     for earlier in axes.program.graph.nodes:
         if earlier is node:
             break
-        if graph.is_tensor(earlier):
+        if graph.is_tensor(earlier) and earlier not in empty:
             sizes = graph.shape(earlier.meta["val"])
-            if wanted in sizes and size(dim) == wanted:
+            if wanted in sizes:
                 at = sizes.index(wanted)
                 read = node.graph.call_function(torch.ops.aten.sym_size.int, (earlier, at))
                 read.meta["val"] = earlier.meta["val"].shape[at]
                 return read
-    raise PlanError(
-        f"cannot remove all heads of the attention before {graph.user_name(node)}: no earlier "
-        "tensor has the length of its result; keep at least one head there (min_heads=1)"
-    )
+    return None

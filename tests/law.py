@@ -107,7 +107,9 @@ def program_of(sample):
     axis_map, last = analyse(alone).on(program, places), places[last]
     results = [last]
     if isinstance(last.meta["val"], (tuple, list)):
-        results = [program.graph.call_function(getitem, (last, i)) for i in range(len(last.meta["val"]))]
+        results = [
+            program.graph.call_function(getitem, (last, i)) for i in range(len(last.meta["val"]))
+        ]
         for node, dims in zip(results, axis_map.dims[last], strict=True):
             node.meta["val"] = last.meta["val"][node.args[1]]
             axis_map.dims[node] = [dims]
@@ -189,7 +191,9 @@ def check_narrowing(program, axis_map, keep):
     slim_program = Narrow(axis_map, keep)(program).graph_module
     slim = run(slim_program)
     exact = not any(graph.operator_name(node) in UNDETERMINED for node in program.graph.nodes)
-    for choice in range(max((len(c) for leaf in keep for c in sums(axis_map, leaf).values()), default=1)):
+    for choice in range(
+        max((len(c) for leaf in keep for c in sums(axis_map, leaf).values()), default=1)
+    ):
         dense = run(program, masks_of(axis_map, keep, choice))
         for node, got, full in zip(program.graph.output_node().args[0], slim, dense, strict=True):
             want = what_stays(full, axis_map.of(node), keep)

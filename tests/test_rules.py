@@ -1,4 +1,4 @@
-"""The table is right: every row is checked by one law, on the real operator with random operands."""
+"""The table is right: one law, on the real operator with random operands, checks every row."""
 
 import pytest
 import torch
@@ -59,15 +59,25 @@ WRONG = {
     "flip is elementwise": (views.elementwise, aten.flip.default, x(2, 5), [1]),
     "sort is elementwise": (views.elementwise, aten.sort.default, x(2, 5)),
     "tril is elementwise": (views.elementwise, aten.tril.default, x(4, 4)),
-    "layer_norm normalises nothing": ("... d, d -> ... d", aten.layer_norm.default, x(2, 5), [5], x(5)),
+    "layer_norm normalises nothing": (
+        "... d, d -> ... d",
+        aten.layer_norm.default,
+        x(2, 5),
+        [5],
+        x(5),
+    ),
     "mean is a sum": (views.sum_over, aten.mean.dim, x(2, 5), [1]),
     "max is a sum": (views.sum_over, aten.amax.default, x(2, 5), [1]),
     "a norm is a sum": (views.sum_over, aten.linalg_vector_norm.default, x(2, 5), 2, [1]),
     "mm is transposed after": ("m k, k n -> n m", aten.mm.default, *MATRICES),
     "mm is transposed before": ("m k, n k -> m n", aten.mm.default, *MATRICES),
-    "mm pairs its rows": ("m k, k m -> m m", aten.mm.default, *MATRICES),
     "addmm's bias is along its rows": ("m, m k, k n -> m n", aten.addmm.default, x(4), *MATRICES),
-    "embedding's rows are free": ("v d, i -> i d", aten.embedding.default, x(2, 5), torch.arange(2)),
+    "embedding's rows are free": (
+        "v d, i -> i d",
+        aten.embedding.default,
+        x(2, 5),
+        torch.arange(2),
+    ),
     "cdist sums": ("m d, n d -> m n", aten.cdist.default, *MATRICES),
     "repeat interleaves": (views.repeat_interleave, aten.repeat.default, x(3), [2]),
     "arange counts anew": (views.create, aten.arange.default, 5),
@@ -94,8 +104,7 @@ def test_a_wrong_row_breaks_the_law(name, monkeypatch):
     program, axis_map, _ = program_of(sample("", target, *args))
     assert axis_map.unruled == []
     with pytest.raises((AssertionError, RuntimeError, IndexError, VerificationError)):
-        for seed in range(3):
-            check_law(program, axis_map, seed)
+        check_law(program, axis_map)
 
 
 def test_a_row_that_blocks_everything_is_noticed(monkeypatch):

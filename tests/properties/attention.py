@@ -87,15 +87,13 @@ class Attention(nn.Module):
             self.group_norm = nn.GroupNorm(heads, inner)
         elif spec.context_norm == "per_head":
             self.head_norm = nn.LayerNorm(d)
-        gates = {"elementwise": inner, "per_head": heads, "common": 1}
+        gates = {"elementwise": inner, "per_head": heads, "routed": heads, "common": 1}
         if spec.gate in gates:
             self.gate = nn.Linear(width, gates[spec.gate])
         elif spec.gate == "parameter":
             self.gate = nn.Parameter(torch.randn(heads, 1, 1))
         if spec.coupling.startswith("talking"):
             self.talk = nn.Linear(heads, heads, bias=False)
-        elif spec.coupling == "head_router":
-            self.route = nn.Linear(width, heads)
         elif spec.coupling == "layer_norm":
             self.norm = nn.LayerNorm(inner)
         elif spec.coupling == "flat_query_norm":
@@ -273,8 +271,6 @@ class Attention(nn.Module):
                 return context.sum(1, keepdim=True)
             case "roll":
                 return context + context.roll(1, dims=1)
-            case "head_router":
-                return context * self.route(x).softmax(-1).transpose(1, 2).unsqueeze(-1)
         return context
 
     def _gated(self, context: Tensor, x: Tensor) -> Tensor:
@@ -284,6 +280,8 @@ class Attention(nn.Module):
                 return context * gate.unflatten(2, (context.shape[1], -1)).transpose(1, 2)
             case "per_head":
                 return context * self.gate(x).sigmoid().transpose(1, 2).unsqueeze(-1)
+            case "routed":  # depends on all heads, but none of it on a head's context
+                return context * self.gate(x).softmax(-1).transpose(1, 2).unsqueeze(-1)
             case "common":
                 return context * F.softplus(self.gate(x)).unsqueeze(1)
             case "parameter":
@@ -297,7 +295,7 @@ class Attention(nn.Module):
             case "matmul":
                 return merged @ self.out.T + self.out_bias
             case "addmm":
-                return torch.addmm(self.out_bias, merged.view(b * s, h * d), self.out).view(b, s, -1)
+                return torch.addmm(self.out_bias, merged.reshape(b * s, h * d), self.out).view(b, s, -1)
             case "einsum":
                 return torch.einsum("bhsd,hdw->bsw", context, self.out) + self.out_bias
             case "conv":

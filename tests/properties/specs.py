@@ -114,7 +114,7 @@ CORES = ["sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa"]
 NEED_SCORES = {"talking_before", "talking_after", "probabilities", "max_of_scores"}
 COUPLINGS = [
     "layer_norm", "rms_norm", "talking_before", "talking_after", "probabilities", "max_of_scores",
-    "cumsum", "sort", "mean", "sum", "roll", "flat_query_norm", "head_router", "returned",
+    "cumsum", "sort", "mean", "sum", "roll", "flat_query_norm", "returned",
 ]  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def attention_specs(draw, source: str) -> AttentionSpec:
         softcap=draw(one_of(*[False] * 7, True)),
         sinks=draw(one_of(*[False] * 7, True)),
         context_norm=draw(one_of(*["none"] * 8, "group", "per_head")),
-        gate=draw(one_of(*["none"] * 7, "elementwise", "per_head", "parameter", "common")),
+        gate=draw(one_of(*["none"] * 7, "elementwise", "per_head", "routed", "parameter", "common")),
         output=draw(
             one_of("linear", "matmul", "addmm", "einsum", "conv", "beside", "beside_heads", "twice")
         ),

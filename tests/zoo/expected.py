@@ -7,6 +7,7 @@ __all__ = ["NOT_PRUNABLE"]
 _FLAT_NORM = "queries and keys are normalised over all heads together"
 
 NOT_PRUNABLE: dict[str, str] = {
+    "bridgetower_vision_model": "its heads are 64 wide, so the tiny model has one",
     "deberta:talking_head": "the scores of the heads are mixed",
     "flex_olmo": _FLAT_NORM,
     "kosmos_2_text_model": "the context is normalised over all heads before the projection",

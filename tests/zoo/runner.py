@@ -23,7 +23,7 @@ from tests.zoo.entries import has_implementations
 __all__ = ["Job", "jobs_of", "run"]
 
 TIMEOUT = 300.0
-_LOG_LENGTH = 2000
+_LOG_LENGTH = 2000  # characters of a dead worker's last words
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Worker:
         cls, context: multiprocessing.context.ForkServerContext, job: Job, log: Path, timeout: float
     ) -> _Worker:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(job, sender, log), daemon=True)
+        process = context.Process(target=_work, args=(job, sender, log, timeout), daemon=True)
         process.start()
         sender.close()
         return cls(job, process, receiver, log, time.perf_counter(), timeout)
@@ -118,20 +118,25 @@ class _Worker:
 
     def _failed(self, status: str) -> Result:
         log = self.log.read_text(errors="replace") if self.log.exists() else ""
-        detail = f"exit code {self.process.exitcode}\n{log[-_LOG_LENGTH:]}"
+        stack = log.find("(most recent call first)")
+        last_words = log[stack : stack + _LOG_LENGTH] if stack >= 0 else log[-_LOG_LENGTH:]
+        detail = f"exit code {self.process.exitcode}\n{last_words}"
         return Result(self.job.name, self.job.attn, status, seconds=self._elapsed(), detail=detail)
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self.started
 
 
-def _work(job: Job, sender: Connection, log: Path) -> None:
-    """In the process: check, with everything printed going to the log."""
+def _work(job: Job, sender: Connection, log: Path, timeout: float) -> None:
+    """In the process: check, with everything printed going to the log, and where it hangs."""
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     faulthandler.enable()
+    faulthandler.dump_traceback_later(0.95 * timeout)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    sender.send(check(job.name, job.attn))
+    result = check(job.name, job.attn)
+    faulthandler.cancel_dump_traceback_later()
+    sender.send(result)
     sender.close()

@@ -1,0 +1,370 @@
+"""Capture: what goes in, what comes out, and what is said when it cannot be done."""
+
+import copy
+import re
+
+import pytest
+import torch
+import transformers
+from torch import fx, nn
+
+import fxslim
+from tests.models import HEAD_DIM, HEADS, WIDTH, Attention, Residual, example, softmax_core
+from tests.zoo import build
+
+
+def notes(program):
+    """What capture decided on the way."""
+    return program.meta["capture"]
+
+
+class TwoInputs(nn.Module):
+    """Attention over hidden states that are scaled by a second input."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = Attention()
+
+    def forward(self, x, scale=None):
+        return {"y": self.attention(x if scale is None else x * scale)}
+
+
+# ------------------------------------------------------------------------------------ what goes in
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "list", "keywords"])
+def test_inputs_are_a_tensor_positional_or_keyword(form):
+    x, model = example(), Attention()
+    inputs = {"tensor": x, "tuple": (x,), "list": [x], "keywords": {"x": x}}[form]
+    program = fxslim.capture(model, inputs)
+    got = program(x=x) if form == "keywords" else program(x)
+    torch.testing.assert_close(got, model(x))
+
+
+def test_only_the_inputs_given_are_inputs_of_the_program():
+    x, scale, model = example(), torch.rand(3, 1, 1), TwoInputs()
+    one, two = fxslim.capture(model, (x,)), fxslim.capture(model, {"x": x, "scale": scale})
+    torch.testing.assert_close(one(x), model(x))
+    torch.testing.assert_close(two(x=x, scale=scale), model(x, scale))
+    with pytest.raises(ValueError, match="input"):
+        two(x)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ((), "example_inputs must be a tensor, a tuple (positional) or a dict (keyword) of inputs, "
+         "not tuple that is empty"),
+        (3, "example_inputs must be a tensor, a tuple (positional) or a dict (keyword) of inputs, "
+         "not int"),
+    ],
+)  # fmt: skip
+def test_inputs_of_another_form_are_refused(inputs, said):
+    with pytest.raises(TypeError, match=f"^{re.escape(said)}$"):
+        fxslim.capture(Attention(), inputs)
+
+
+@pytest.mark.parametrize(
+    ("first", "shape", "dtype"),
+    [
+        (nn.Embedding(20, WIDTH), (2, 11), torch.int64),
+        (nn.Linear(9, WIDTH), (2, 11, 9), torch.float32),
+        (nn.Linear(9, WIDTH).double(), (2, 11, 9), torch.float64),
+    ],
+)
+def test_inputs_are_derived_from_the_first_layer(first, shape, dtype):
+    program = fxslim.capture(nn.Sequential(first, Attention().to(first.weight.dtype)))
+    ((x,), kwargs) = program.meta["example_inputs"]
+    assert (x.shape, x.dtype, kwargs) == (shape, dtype if dtype != torch.int64 else x.dtype, {})
+    assert not x.is_floating_point() or dtype != torch.int64
+
+
+def test_pictures_are_derived_from_a_first_convolution():
+    picture = nn.Sequential(nn.Conv2d(3, WIDTH, 4, 4), nn.Flatten(2))
+    program = fxslim.capture(picture)
+    ((x,), _) = program.meta["example_inputs"]
+    assert x.shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bert", {"input_ids": (2, 11), "attention_mask": (2, 11)}),
+        ("vit", {"pixel_values": (2, 3, 32, 32)}),
+        (
+            "t5",
+            {"input_ids": (2, 11), "attention_mask": (2, 11), "decoder_input_ids": (2, 7)},
+        ),
+    ],
+)
+def test_inputs_are_derived_from_a_transformers_config(name, expected):
+    model, _ = build(name)
+    program = fxslim.capture(model)
+    args, kwargs = program.meta["example_inputs"]
+    assert args == ()
+    assert {key: tuple(value.shape) for key, value in kwargs.items()} == expected
+
+
+def test_inputs_that_cannot_be_derived_are_asked_for():
+    said = (
+        "no inputs can be derived for TransformerDecoderLayer (its forward requires: tgt, memory); "
+        "pass example_inputs: a tuple of positional or a dict of keyword tensors, batch 2 or more"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        fxslim.capture(nn.TransformerDecoderLayer(8, 2))
+
+
+# ---------------------------------------------------------------------------- before there is work
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "said"),
+    [
+        ("bert", TypeError, "model must be a torch.nn.Module, not str"),
+        (nn.ReLU(), ValueError, "ReLU has no parameters, so there is nothing to prune"),
+    ],
+)
+def test_what_is_no_model_is_refused_first(model, error, said, monkeypatch):
+    monkeypatch.setattr(torch.export, "export", None)  # it is not called
+    with pytest.raises(error, match=f"^{said}$"):
+        fxslim.capture(model)
+
+
+def test_nan_weights_are_refused_first(monkeypatch):
+    monkeypatch.setattr(torch.export, "export", None)
+    model = Residual(a=Attention())
+    with torch.no_grad():
+        model.layers.a.k.bias[3] = torch.nan
+    said = "parameter 'layers.a.k.bias' contains NaN; load or initialise the weights first"
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        fxslim.capture(model)
+
+
+# -------------------------------------------------------------------------------- symbolic lengths
+
+
+def test_lengths_are_symbolic():
+    model = Attention()
+    program = fxslim.capture(model, example(3, 5))
+    assert notes(program) == ("batch and sequence lengths are symbolic",)
+    for sizes in [(1, 5), (3, 1), (8, 13)]:
+        x = example(*sizes)
+        torch.testing.assert_close(program(x), model(x))
+
+
+def test_a_batch_of_one_does_not_fix_the_batch():
+    model, x = Attention(), example(4, 7)
+    program = fxslim.capture(model, example(1))
+    torch.testing.assert_close(program(x), model(x))
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector for each of five positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(5, WIDTH))
+        self.attention = Attention()
+
+    def forward(self, x):
+        return self.attention(x + self.positions)
+
+
+def test_a_length_that_the_model_fixes_is_a_warning_and_a_guard():
+    said = "static sizes: the model takes 'x' of (symbolic, 5, 6) only"
+    with pytest.warns(UserWarning, match=re.escape(f"fxslim.capture: {said}")):
+        program = fxslim.capture(LearnedPositions(), example())
+    assert notes(program) == (said,)
+    assert program(example(8)).shape == (8, 5, WIDTH)
+    with pytest.raises(AssertionError, match="input 'x' has another size in dimension 1 than"):
+        program(example(3, 4))
+
+
+def test_static_shapes_where_nothing_else_exports():
+    class Steps(Attention):
+        def forward(self, x):
+            mask = torch.ones(x.shape[0], dtype=torch.long).cumsum(0)
+            return super().forward(x)[: int(mask.shape[0] ** 0.5)]
+
+    with pytest.warns(UserWarning, match="fxslim.capture: static"):
+        program = fxslim.capture(Steps(), example(4))
+    assert program(example(4)).shape == (2, 5, WIDTH)
+
+
+def test_static_shapes_on_request_are_no_warning():
+    program = fxslim.capture(Attention(), example(), dynamic=False)
+    assert notes(program) == ("shapes fixed to the example's, as asked",)
+    said = (
+        "input 'x' has another size in dimension 0 than the program was captured for (3); "
+        "capture it with such an example"
+    )
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        program(example(4))
+
+
+def test_a_length_beyond_the_models_tables_is_refused_by_name():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.positions = nn.Parameter(torch.randn(9, WIDTH))
+            self.attention = Attention()
+
+        def forward(self, x):
+            return self.attention(x + self.positions[: x.shape[1]])
+
+    program = fxslim.capture(Table(), example())
+    assert program(example(2, 9)).shape == (2, 9, WIDTH)
+    with pytest.raises(AssertionError, match=r"input 'x' has another size .*\(at most 9\)"):
+        program(example(2, 10))
+
+
+def test_inputs_whose_batches_must_agree_get_one_symbol():
+    """Falcon's ALiBi reshapes by -1 with another input's batch: (4·a) / b is 4 only if a is b."""
+    model, inputs = build("falcon:alibi", "sdpa")
+    program = fxslim.capture(model, inputs)
+    ids, mask = (n.meta["val"] for n in program.graph.nodes if n.op == "placeholder")
+    assert ids.shape[0].node.expr == mask.shape[0].node.expr
+    assert all(site.prunable for site in fxslim.find_attention(program))
+
+
+# ----------------------------------------------------------------------------------- what comes out
+
+
+def test_no_weight_is_copied():
+    model = Residual(a=Attention(), b=Attention())
+    program = fxslim.capture(model, example())
+    ours, theirs = dict(program.named_parameters()), dict(model.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] is theirs[name] for name in theirs)
+
+
+def test_tied_parameters_have_the_models_first_name():
+    model = Residual(first=Attention(), second=Attention())
+    model.layers.second.q.weight = model.layers.first.q.weight
+    program = fxslim.capture(model, example())
+    assert program.layers.first.q.weight is model.layers.first.q.weight
+    assert set(dict(program.named_parameters())) == set(dict(model.named_parameters()))
+    places = [n for n in program.graph.nodes if n.op == "get_attr" and "q.weight" in n.target]
+    assert {node.target for node in places} == {"layers.first.q.weight"}
+
+
+def test_the_model_is_left_as_it_was():
+    model = Residual(a=Attention(), b=Attention()).train()
+    model.layers.a.k.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [(p.requires_grad, p.grad) for p in model.parameters()]
+    kinds, attributes = [type(m) for m in model.modules()], set(vars(model))
+    program = fxslim.capture(model, example())
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [(p.requires_grad, p.grad) for p in model.parameters()] == flags
+    assert ([type(m) for m in model.modules()], set(vars(model))) == (kinds, attributes)
+    assert model.training
+    assert program.training
+    assert not program.layers.a.k.weight.requires_grad
+
+
+def test_a_transformers_model_is_called_without_its_cache():
+    model, inputs = build("gpt2")
+    program = fxslim.capture(model, inputs)
+    assert notes(program)[0] == (
+        "called with use_cache=False: cached keys and values would be graph outputs"
+    )
+    assert isinstance(program(**inputs), transformers.modeling_outputs.CausalLMOutput) or (
+        set(program(**inputs)) == {"logits"}
+    )
+    assert model.forward.__func__ is type(model).forward
+
+
+def test_a_model_on_the_meta_device_is_captured():
+    with torch.device("meta"):
+        model, x = Attention(), example()
+    program = fxslim.capture(model, x)
+    assert all(parameter.is_meta for parameter in program.parameters())
+    assert [site.num_heads for site in fxslim.find_attention(program)] == [HEADS]
+
+
+def test_the_graph_is_functional_and_has_shapes():
+    class InPlace(Attention):
+        def forward(self, x):
+            y = x.clone()
+            y += 1
+            return super().forward(y).relu_()
+
+    model, x = InPlace(), example()
+    program = fxslim.capture(model, x)
+    calls = [n for n in program.graph.nodes if n.op == "call_function"]
+    assert not any(n.target._schema.is_mutable for n in calls if hasattr(n.target, "_schema"))
+    assert all("val" in n.meta for n in program.graph.nodes if n.op != "output")
+    torch.testing.assert_close(program(x), model(x))
+
+
+def test_regions_without_gradients_are_inlined():
+    class Frozen(Attention):
+        def forward(self, x):
+            with torch.no_grad():
+                x = x * 2
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x)
+
+    model, x = Frozen(), example()
+    program = fxslim.capture(model, x)
+    targets = {type(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    assert not any(issubclass(t, torch._ops.HigherOrderOperator) for t in targets)
+    torch.testing.assert_close(program(x), model(x))
+
+
+# ---------------------------------------------------------------------------- graphs as the model
+
+
+@pytest.mark.parametrize("core", ["sdpa", "softmax"])
+def test_a_symbolic_trace_is_a_model(core):
+    model = Attention() if core == "sdpa" else Attention(core=softmax_core)
+    traced, x = fx.symbolic_trace(model), example(2, 9)
+    code = traced.code
+    program = fxslim.capture(traced, example())
+    torch.testing.assert_close(program(x), model(x))
+    assert program.q.weight is model.q.weight
+    assert traced.code == code
+    (site,) = fxslim.find_attention(program)
+    assert (site.num_heads, site.head_dim, site.prunable) == (HEADS, HEAD_DIM, True)
+
+
+def test_an_exported_program_is_a_model():
+    model, x = Attention(), example()
+    shapes = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+    exported = torch.export.export(model, (x,), dynamic_shapes=shapes).module()
+    program = fxslim.capture(exported, x)
+    assert notes(program) == ("batch and sequence lengths are symbolic",)
+    torch.testing.assert_close(program(example(2, 9).clone()), program(example(2, 9)) * 0 + program(
+        example(2, 9)
+    ), atol=10, rtol=10)  # fmt: skip
+    (site,) = fxslim.find_attention(program)
+    assert (site.num_heads, site.query[0].weight) == (HEADS, "q.weight")
+
+
+def test_a_program_is_taken_as_it_is():
+    program = fxslim.capture(Attention(), example())
+    again = fxslim.capture(copy.deepcopy(program), example())
+    torch.testing.assert_close(again(example(2, 7) * 0), program(example(2, 7) * 0))
+
+
+# ------------------------------------------------------------------------------ what PyTorch refuses
+
+
+def test_pytorchs_reason_is_quoted():
+    class DataDependent(Attention):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    with pytest.raises(fxslim.CaptureError) as caught:
+        fxslim.capture(DataDependent(), example())
+    said = str(caught.value)
+    assert said.startswith(
+        "torch.export could not capture DataDependent.\n"
+        "PyTorch said (GuardOnDataDependentSymNode):\n"
+        "    Could not guard on data-dependent expression"
+    )
+    assert said.splitlines()[-1].startswith("Try: other example_inputs (batch of 2 or more")
+    assert type(caught.value.__cause__).__name__ == "GuardOnDataDependentSymNode"

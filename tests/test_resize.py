@@ -1,0 +1,116 @@
+"""Shape constants that are symbolic: the samples of the rules cover those that are numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+from fxslim import capture
+from fxslim.analysis import analyse
+from fxslim.axes import leaves
+from fxslim.passes.narrow import Narrow
+
+HEADS, WIDTH = 4, 3
+
+
+class Heads(nn.Module):
+    """A projection to heads, something in between, and the projection back."""
+
+    def __init__(self, between, wide=1):
+        super().__init__()
+        self.first = nn.Linear(5, HEADS * WIDTH)
+        self.slopes = nn.Parameter(torch.randn(HEADS, 1, 1))
+        self.last = nn.Linear(wide * HEADS * WIDTH, 2)
+        self.between = between
+
+    def forward(self, x):
+        return self.last(self.between(self.first(x), self.slopes))
+
+
+def merged_with_the_batch(y, slopes):
+    b, s, _ = y.shape
+    heads = y.view(b, s, HEADS, WIDTH).transpose(1, 2).reshape(b * HEADS, s, WIDTH)
+    return heads.view(b, HEADS, s, WIDTH).transpose(1, 2).reshape(b, s, HEADS * WIDTH)
+
+
+def inferred_sizes(y, slopes):
+    b, s, _ = y.shape
+    return y.view(b, -1, HEADS, WIDTH).flatten(2).reshape(-1, s, HEADS * WIDTH)
+
+
+def expanded_over_the_batch(y, slopes):
+    b, s, _ = y.shape
+    scaled = y.view(b, s, HEADS, WIDTH) * slopes.expand(b, HEADS, 1, 1).transpose(1, 2)
+    return scaled.reshape(b, s, HEADS * WIDTH)
+
+
+def repeated_over_the_batch(y, slopes):
+    b, s, _ = y.shape
+    heads = y.view(b, s, HEADS, WIDTH).transpose(1, 2).reshape(b * HEADS, s, WIDTH)
+    scaled = heads * slopes.repeat(b, 1, 1)
+    return scaled.unflatten(0, (b, HEADS)).transpose(1, 2).reshape(b, s, HEADS * WIDTH)
+
+
+def zeros_of_a_symbolic_size(y, slopes):
+    b, s, _ = y.shape
+    added = y + y.new_ones(b, s, HEADS * WIDTH) * torch.zeros(b, 1, HEADS * WIDTH)
+    return added.unflatten(-1, (HEADS, WIDTH)).flatten(-2)
+
+
+def repeated_heads(y, slopes):
+    b, s, _ = y.shape
+    heads = y.view(b, s, HEADS, 1, WIDTH).expand(b, s, HEADS, 2, WIDTH)
+    return heads.reshape(b, s, HEADS * 2 * WIDTH)
+
+
+def tiled_heads(y, slopes):
+    return y.unflatten(-1, (HEADS, WIDTH)).repeat(1, 1, 2, 1).flatten(-2)
+
+
+def sliced_length(y, slopes):
+    return y[:, 1:-1].unflatten(-1, (HEADS, WIDTH)).flatten(-2)
+
+
+def strided_width(y, slopes):
+    heads = y.unflatten(-1, (HEADS, WIDTH))
+    return torch.cat([heads[..., ::WIDTH], heads[..., 1:]], -1).flatten(-2)
+
+
+BETWEEN = [
+    merged_with_the_batch,
+    inferred_sizes,
+    expanded_over_the_batch,
+    repeated_over_the_batch,
+    zeros_of_a_symbolic_size,
+    repeated_heads,
+    tiled_heads,
+    sliced_length,
+    strided_width,
+]
+KEPT = [0, 2]
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=lambda f: f.__name__)
+def test_narrowing_is_masking_at_every_batch_size(between):
+    wide = 2 if between in (repeated_heads, tiled_heads) else 1
+    model = Heads(between, wide).double()
+    program = capture(model, (torch.randn(2, 7, 5, dtype=torch.double),))
+    axis_map = analyse(program)
+    weight = next(n for n in program.graph.nodes if n.target == "first.weight")
+    heads = next(leaf for leaf in leaves(axis_map.of(weight)[0]) if leaf.size == HEADS)
+    assert heads.block is None
+    slim = Narrow(axis_map, {heads: KEPT})(program).graph_module
+    assert slim.first.weight.shape == (len(KEPT) * WIDTH, 5)
+    mask = torch.zeros(HEADS, WIDTH, dtype=torch.double)
+    mask[KEPT] = 1
+    with torch.no_grad():
+        model.last.weight.copy_(model.last.weight * masked_columns(between, mask))
+        for batch, length in [(2, 7), (3, 5), (1, 4)]:
+            x = torch.randn(batch, length, 5, dtype=torch.double)
+            torch.testing.assert_close(slim(x), model(x))
+
+
+def masked_columns(between, mask):
+    """The mask of the heads as the last projection sees them."""
+    if between is repeated_heads:
+        return mask.repeat_interleave(2, 0).flatten()
+    return mask.flatten().repeat(2 if between is tiled_heads else 1)
