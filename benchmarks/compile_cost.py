@@ -47,11 +47,15 @@ def run_fxslim(model: nn.Module, inputs: Inputs, sparsity: float) -> Seconds:
         program = fxslim.capture(model, inputs)
     with clock(seconds, "find"):
         sites = fxslim.find_attention(program)
+    with clock(seconds, "mask"):
+        masked = fxslim.insert_head_masks(program, sites)
     with clock(seconds, "score"):
-        scores = fxslim.score(fxslim.insert_head_masks(program, sites), "magnitude")
+        scores = fxslim.score(masked, "magnitude")
         plan = fxslim.plan(scores, sites, sparsity=sparsity)
     with clock(seconds, "narrow"):
-        fxslim.narrow(program, plan)
+        slim = fxslim.narrow(program, plan)
+    with clock(seconds, "verify"):
+        fxslim.verify(slim, masked, plan)
     return seconds
 
 

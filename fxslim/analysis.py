@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -138,17 +138,32 @@ def _visit(axis_map: AxisMap, node: fx.Node) -> None:
     if row is not None:
         call = axis_map.call(node)
         try:
-            dims = row.rule(call)
+            dims = [_at_size(d, shape, call) for d, shape in _paired(row.rule(call), call)]
         except RuleMismatch as mismatch:
             reason = f"the rule of {graph.operator_name(node)} does not fit: {mismatch}"
         else:
-            if [tuple(map(size, d)) for d in dims] == call.shapes:
-                axis_map.dims[node] = dims
-                if call.contracted:
-                    axis_map.contractions[node] = call.contracted
-                return
-            reason = f"the rule of {graph.operator_name(node)} gives other sizes than PyTorch"
+            axis_map.dims[node] = dims
+            if call.contracted:
+                axis_map.contractions[node] = call.contracted
+            return
     _refuse(axis_map, node, Block(reason, node.name, unruled=graph.operator_name(node)))
+
+
+def _paired(dims: list[Dims], call: Call) -> Iterator[tuple[Dims, tuple[int, ...]]]:
+    """The dims that a rule gives with the shapes that PyTorch gives, where their ranks agree."""
+    if [len(d) for d in dims] != [len(shape) for shape in call.shapes]:
+        raise RuleMismatch("it gives other ranks than PyTorch")
+    return zip(dims, call.shapes, strict=True)
+
+
+def _at_size(dims: Dims, shape: tuple[int, ...], call: Call) -> Dims:
+    """`dims` at PyTorch's sizes: lengths that only the input makes equal become new ones."""
+    out = []
+    for dim, n in zip(dims, shape, strict=True):
+        if size(dim) != n and not (graph.is_symbolic(size(dim)) or graph.is_symbolic(n)):
+            raise RuleMismatch(f"it gives {size(dim)} positions where PyTorch gives {n}")
+        out.append(dim if size(dim) == n else fresh(n, call.why("is a length of the input")))
+    return tuple(out)
 
 
 def _item(axis_map: AxisMap, source: fx.Node, item: int) -> Dims:

@@ -158,8 +158,9 @@ def _export(
 ) -> ExportedProgram:
     """Export with as many symbolic dimensions as the model allows."""
     failures: list[Exception] = []
+    given = pytree.tree_map_only(torch.Tensor, _without_base, (args, kwargs))
     for note, choice in _attempts(dynamic):
-        for inputs in _example_variants((args, kwargs), choice):
+        for inputs in _example_variants(given, choice):
             try:
                 exported = _export_once(model, *inputs, choice)
             except Exception as error:  # noqa: BLE001  whatever PyTorch raises is its reason
@@ -168,6 +169,11 @@ def _export(
                 notes.append(note)
                 return exported
     raise CaptureError(_explain(model, failures)) from failures[0]
+
+
+def _without_base(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is no view: export would compare a view's sizes with those of its base."""
+    return tensor.clone() if tensor._is_view() else tensor
 
 
 def _example_variants(

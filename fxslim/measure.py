@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -34,10 +35,10 @@ class Totals:
     seconds: tuple[float, float]
 
 
-def totals(dense: nn.Module, slim: nn.Module, inputs: Inputs, repeats: int = 20) -> Totals:
-    """Count and time two modules on the same inputs."""
+def totals(dense: nn.Module, slim: nn.Module, inputs: Inputs, budget: float = 10.0) -> Totals:
+    """Count two modules and time them on the same inputs, for about `budget` seconds."""
     calls = {"dense": bind(dense, inputs), "slim": bind(slim, inputs)}
-    seconds = interleave(calls, repeats)
+    seconds = interleave(calls, budget=budget)
     return Totals(
         parameters=(count_parameters(dense), count_parameters(slim)),
         flops=(count_flops(calls["dense"]), count_flops(calls["slim"])),
@@ -75,7 +76,10 @@ def count_flops(call: Callable[[], object]) -> int:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], repeats: int = 20, warmup: int = 3
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int = 20,
+    warmup: int = 2,
+    budget: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds that each call takes, in each of so many rounds.
 
@@ -86,13 +90,17 @@ def interleave(
         calls: What to time, by name.
         repeats: Rounds that count.
         warmup: Rounds before those.
+        budget: Seconds after which no more rounds begin, once five have counted.
 
     Returns:
         For each name, the seconds of every round, in order.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + budget
     with torch.no_grad():
         for turn in range(-warmup, repeats):
+            if turn >= 5 and time.perf_counter() > end:
+                break
             for name in list(calls)[:: -1 if turn % 2 else 1]:
                 taken = _time(calls[name])
                 if turn >= 0:

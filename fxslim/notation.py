@@ -17,6 +17,7 @@ from torch import fx
 
 from fxslim.axes import Block, Dim, block, fresh, join, size
 from fxslim.calls import Call, Dims, RuleMismatch
+from fxslim.graph import is_symbolic
 
 __all__ = ["Pattern", "joined"]
 
@@ -118,10 +119,21 @@ def _build(
 
 
 def joined(a: Dim, b: Dim, call: Call) -> Dim:
-    """`join`, with the call as the reason; raises `RuleMismatch` where the sizes differ."""
-    if a and b and size(a) != size(b):
+    """`join`, with the call as the reason.
+
+    Lengths that differ at the generic point, but that PyTorch pairs all the same (a guard on the
+    input makes them equal), are blocked.
+
+    Raises:
+        RuleMismatch: two fixed sizes differ.
+    """
+    if not a or not b or size(a) == size(b):
+        return join(a, b, call.why("pairs two different factorings of it"))
+    if not is_symbolic(size(a)) and not is_symbolic(size(b)):
         raise RuleMismatch(f"dimensions of {size(a)} and {size(b)} positions cannot run together")
-    return join(a, b, call.why("pairs two different factorings of it"))
+    for dim in (a, b):
+        call.reads(dim, "pairs it with a length that only the input makes equal")
+    return a
 
 
 def broadcast(a: Dims, b: Dims, call: Call) -> Dims:

@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from torch import fx
 
+from fxslim import graph
 from fxslim.axes import Dim, cut, fresh, regroup, side_by_side, size
 from fxslim.calls import Call, Dims, RuleMismatch
 from fxslim.notation import broadcast, joined
@@ -226,6 +227,9 @@ def sliced(call: Call) -> list[Dims]:
     dim = dims[position]
     length, width, step = size(dim), call.shapes[0][position], call.number("step")
     start = call.bound("start", length, 0)
+    if _depends_on_input(call) and not graph.is_symbolic(length):
+        call.reads(dim, "cuts it at a length that depends on the input")
+        return [replaced(dims, position, fresh(width, call.why("cut by the input")))]
     if width == length:
         return [dims]
     if step != 1:
@@ -233,6 +237,10 @@ def sliced(call: Call) -> list[Dims]:
     if width == 0:
         return [replaced(dims, position, fresh(0))]
     return [replaced(dims, position, cut_out(call, dim, start, width))]
+
+
+def _depends_on_input(call: Call) -> bool:
+    return any(isinstance(call.arguments[name], fx.Node) for name in ("start", "end"))
 
 
 def _every(call: Call, dim: Dim, start: int, width: int, step: int) -> Dim:

@@ -83,6 +83,7 @@ SAMPLES = [
     sample("a b -> a b", aten.zeros_like.default, x(2, 3)),
     sample("a b, b -> a b", aten.copy.default, x(2, 3), x(3)),
     sample("a b, a 1 -> a b", aten.copy_.default, x(2, 3), x(2, 1)),
+    sample("a b -> a b", aten.log_sigmoid.default, x(2, 3)),
     # a dimension read as a whole
     sample("a! b! ->", aten._is_all_true.default, bools(2, 3)),
     sample("a b! -> a b!", aten._log_softmax.default, x(2, 3), 1, False),
@@ -209,7 +210,7 @@ SAMPLES = [
     sample("(a|b) c -> b c", aten.slice.Tensor, x(6, 2), 0, -3),
     sample("(a|b) c -> a c", aten.slice.Tensor, x(6, 2), -2, None, -2),
     sample("a b -> a b", aten.slice.Tensor, x(6, 2), 0, 0, 9223372036854775807),
-    sample("a -> b!", aten.slice.Tensor, x(6), 0, 2, 2),
+    sample("a -> b", aten.slice.Tensor, x(6), 0, 2, 2),
     sample("(a|b) -> b", aten.slice.Tensor, x(6), 0, 2, 100),
     sample("(a (1|1)) -> a", aten.slice.Tensor, x(6), 0, 0, 6, 2),
     sample("(a (1|1|1)) -> a", aten.slice.Tensor, x(6), 0, 1, 6, 3),
@@ -714,6 +715,8 @@ SAMPLES = [
         1e-5,
         False,
     ),
+    sample("a b! c!, a 1 1 -> a b! c!", aten._weight_norm.default, x(4, 3, 2), x(4, 1, 1)),
+    sample("a! b, 1 b -> a! b", aten._weight_norm.default, x(4, 3), x(1, 3), 1),
     # pooling and resizing
     sample("a b c! -> a b d!", aten.adaptive_avg_pool1d.default, x(2, 3, 6), [2]),
     sample("a b c! d! -> a b e! f!", aten.adaptive_avg_pool2d.default, x(2, 3, 6, 4), [2, 2]),

@@ -1,8 +1,8 @@
 """Capture: what goes in, what comes out, and what is said when it cannot be done."""
 
-import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -46,7 +46,7 @@ def test_only_the_inputs_given_are_inputs_of_the_program():
     one, two = fxslim.capture(model, (x,)), fxslim.capture(model, {"x": x, "scale": scale})
     torch.testing.assert_close(one(x), model(x))
     torch.testing.assert_close(two(x=x, scale=scale), model(x, scale))
-    with pytest.raises(ValueError, match="input"):
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'scale'"):
         two(x)
 
 
@@ -75,8 +75,7 @@ def test_inputs_of_another_form_are_refused(inputs, said):
 def test_inputs_are_derived_from_the_first_layer(first, shape, dtype):
     program = fxslim.capture(nn.Sequential(first, Attention().to(first.weight.dtype)))
     ((x,), kwargs) = program.meta["example_inputs"]
-    assert (x.shape, x.dtype, kwargs) == (shape, dtype if dtype != torch.int64 else x.dtype, {})
-    assert not x.is_floating_point() or dtype != torch.int64
+    assert (x.shape, x.dtype, kwargs) == (shape, dtype, {})
 
 
 def test_pictures_are_derived_from_a_first_convolution():
@@ -180,15 +179,22 @@ def test_a_length_that_the_model_fixes_is_a_warning_and_a_guard():
         program(example(3, 4))
 
 
-def test_static_shapes_where_nothing_else_exports():
-    class Steps(Attention):
+def test_less_is_symbolic_where_more_does_not_export():
+    class Numbered(Attention):
         def forward(self, x):
-            mask = torch.ones(x.shape[0], dtype=torch.long).cumsum(0)
-            return super().forward(x)[: int(mask.shape[0] ** 0.5)]
+            numbers = torch.from_numpy(np.arange(x.shape[1]))
+            return super().forward(x) + numbers.view(1, -1, 1)
 
-    with pytest.warns(UserWarning, match="fxslim.capture: static"):
-        program = fxslim.capture(Steps(), example(4))
-    assert program(example(4)).shape == (2, 5, WIDTH)
+    said = "static sequence length: only the batch size is symbolic"
+    with pytest.warns(UserWarning, match=f"fxslim.capture: {said}"):
+        program = fxslim.capture(Numbered(), example())
+    assert notes(program) == (said,)
+    assert program(example(8)).shape == (8, 5, WIDTH)
+
+
+def test_an_example_that_is_a_view_is_no_other_than_its_copy():
+    program = fxslim.capture(Attention(), example(3, 9)[:, :5])
+    assert notes(program) == ("batch and sequence lengths are symbolic",)
 
 
 def test_static_shapes_on_request_are_no_warning():
@@ -271,10 +277,9 @@ def test_a_transformers_model_is_called_without_its_cache():
     assert notes(program)[0] == (
         "called with use_cache=False: cached keys and values would be graph outputs"
     )
-    assert isinstance(program(**inputs), transformers.modeling_outputs.CausalLMOutput) or (
-        set(program(**inputs)) == {"logits"}
-    )
-    assert model.forward.__func__ is type(model).forward
+    assert set(program(**inputs)) == {"logits"}
+    assert isinstance(program(**inputs), transformers.utils.ModelOutput)
+    assert "forward" not in vars(model)
 
 
 def test_a_model_on_the_meta_device_is_captured():
@@ -296,7 +301,7 @@ def test_the_graph_is_functional_and_has_shapes():
     program = fxslim.capture(model, x)
     calls = [n for n in program.graph.nodes if n.op == "call_function"]
     assert not any(n.target._schema.is_mutable for n in calls if hasattr(n.target, "_schema"))
-    assert all("val" in n.meta for n in program.graph.nodes if n.op != "output")
+    assert all("val" in n.meta for n in calls if isinstance(n.target, torch._ops.OpOverload))
     torch.testing.assert_close(program(x), model(x))
 
 
@@ -332,22 +337,21 @@ def test_a_symbolic_trace_is_a_model(core):
 
 
 def test_an_exported_program_is_a_model():
-    model, x = Attention(), example()
+    model, x, other = Attention(), example(), example(2, 9)
     shapes = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
     exported = torch.export.export(model, (x,), dynamic_shapes=shapes).module()
     program = fxslim.capture(exported, x)
     assert notes(program) == ("batch and sequence lengths are symbolic",)
-    torch.testing.assert_close(program(example(2, 9).clone()), program(example(2, 9)) * 0 + program(
-        example(2, 9)
-    ), atol=10, rtol=10)  # fmt: skip
+    torch.testing.assert_close(program(other), model(other))
     (site,) = fxslim.find_attention(program)
     assert (site.num_heads, site.query[0].weight) == (HEADS, "q.weight")
 
 
-def test_a_program_is_taken_as_it_is():
-    program = fxslim.capture(Attention(), example())
-    again = fxslim.capture(copy.deepcopy(program), example())
-    torch.testing.assert_close(again(example(2, 7) * 0), program(example(2, 7) * 0))
+def test_a_program_is_a_model():
+    program, x = fxslim.capture(Attention(), example()), example(2, 7)
+    again = fxslim.capture(program, example())
+    assert again is not program
+    torch.testing.assert_close(again(x), program(x))
 
 
 # ------------------------------------------------------------------------------ what PyTorch refuses

@@ -37,9 +37,13 @@ def test_every_other_round_runs_backwards():
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 4, "b": 4}
 
 
+def test_a_spent_budget_ends_after_five_rounds():
+    assert len(interleave({"a": int}, budget=0)["a"]) == 5
+
+
 def test_totals_pair_dense_with_slim():
     wide, narrow = nn.Linear(64, 64, bias=False), nn.Linear(64, 32, bias=False)
-    cost = totals(wide, narrow, torch.zeros(2, 64), repeats=3)
+    cost = totals(wide, narrow, torch.zeros(2, 64), budget=0)
     assert cost.parameters == (4096, 2048)
     assert cost.flops == (4 * 4096, 4 * 2048)
     assert all(seconds > 0 for seconds in cost.seconds)

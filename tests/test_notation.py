@@ -56,7 +56,7 @@ def reasons(monkeypatch, rule, target, *args):
         ),
         ("m k, n k -> m n", "does not fit: dimensions of 3 and 4 positions cannot run together"),
         ("... k, k n -> n", "does not fit: it sums over dimensions that '...' stands for"),
-        ("m k, k n -> n m", "gives other sizes than PyTorch"),
+        ("m k, k n -> n m", "does not fit: it gives 4 positions where PyTorch gives 2"),
     ],
 )
 def test_a_rule_that_does_not_fit(rule, reason, monkeypatch):
