@@ -8,7 +8,7 @@ import inspect
 import operator
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -195,23 +195,28 @@ def _export_once(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice
 ) -> ExportedProgram:
     with torch.no_grad() if not model.training else torch.enable_grad():
-        exported = _traced(model, args, kwargs, choice, Dim.AUTO)
-        if not _is_generic(exported):
-            with suppress(Exception):  # the model may fix the batch size, or have several
-                exported = _traced(model, args, kwargs, choice, Dim("batch"))
+        exported = _traced(model, args, kwargs, choice, {})
+        ties = _ties(exported, len(pytree.tree_leaves((args, kwargs))))
+        if ties:
+            with suppress(Exception):  # what was captured before is right, only less symbolic
+                exported = _traced(model, args, kwargs, choice, ties)
         functional: ExportedProgram = exported.run_decompositions({})
         return functional
 
 
+_Ties = Mapping[tuple[int, int], Any]
+"""Named sizes of inputs: (number of the input, dimension) to a `torch.export.Dim`."""
+
+
 def _traced(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice, batch: Any
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice, ties: _Ties
 ) -> ExportedProgram:
-    """Export with the dimensions of `choice` symbolic, the leading ones as `batch`."""
+    """Export with the dimensions of `choice` symbolic."""
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-    for leaf in pytree.tree_leaves((args, kwargs)):
+    for i, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
         if isinstance(leaf, torch.Tensor) and choice(leaf):
-            sizes = {d: Dim.AUTO if d else batch for d in choice(leaf) if leaf.shape[d] != 1}
-            shapes[leaf] = sizes
+            chosen = (d for d in choice(leaf) if leaf.shape[d] != 1)
+            shapes[leaf] = {d: ties.get((i, d), Dim.AUTO) for d in chosen}
     dynamic_shapes = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
     exported: ExportedProgram = torch.export.export(
         model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
@@ -219,18 +224,27 @@ def _traced(
     return exported
 
 
-def _is_generic(exported: ExportedProgram) -> bool:
-    """Whether the equations of sizes that tracing relied on hold whatever the sizes.
+def _ties(exported: ExportedProgram, count: int) -> _Ties:
+    """One name for input sizes that must be equal though the model never says so.
 
-    They do not where two inputs must have one batch size and the model never says so: that four
-    times the one divided by the other is four holds for some sizes only.
+    Where two inputs have a batch dimension each, tracing may rely on four times the one divided by
+    the other being four: an equation that holds for some sizes only, unless the two are one.
     """
-    places = (node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder")
-    mode = detect_fake_mode(list(places))
+    places = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
+    mode = detect_fake_mode(places)
     environment = mode.shape_env if mode is not None else None
     if environment is None:
-        return True
-    return all(holds(environment.replace(guard.expr)) for guard in environment.guards)
+        return {}
+    relations = [environment.replace(guard.expr) for guard in environment.guards]
+    loose = {s for relation in relations if not holds(relation) for s in relation.free_symbols}
+    names: dict[int, Any] = {}
+    ties = {}
+    for i, value in enumerate(places[len(places) - count :]):
+        sizes: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
+        for d, n in enumerate(sizes):
+            if isinstance(n, torch.SymInt) and n.node.expr in loose:
+                ties[i, d] = names.setdefault(n.node.hint, Dim(f"size_{n.node.hint}"))
+    return ties
 
 
 def _explain(model: nn.Module, failures: list[Exception]) -> str:

@@ -33,7 +33,7 @@ class Core:
         context: the nodes that sum probabilities times values over the key length.
         heads: the head axes, outer to inner.
         head_dim_factors: the factors of the probabilities that carry them.
-        key_axes: the axes of the keys.
+        key_axes: the axes of the key's weights.
         projections: for query, key and value, (weight, product) pairs.
         ends: where the heads of the context are summed over.
         side: uses of operands that join in from the side and carry heads, with their ancestors.
@@ -163,8 +163,8 @@ class _Finder:
             return len(contractions) > 1 and len(operands) == 1 and bool(data)
         if len(data) > 1:
             return True
-        shared = [self.weights.brought_in(node, c) for c in contractions[:2]]
-        return bool(shared[0] & shared[1])
+        first, second = (self.axis_map.axes(n) - self._over(node, n) for n in operands[:2])
+        return bool(first & second)
 
     def _query_and_key(self, product: fx.Node, keys: set[Axis]) -> tuple[fx.Node, fx.Node]:
         """Which operand is the key: the one with the key length; by position if both have it."""
@@ -239,7 +239,8 @@ class _Finder:
             for leaf in dict.fromkeys(leaves(parts.probabilities))
             if leaf in candidates and leaf in carried
         )
-        if not heads:
+        occurring = [leaf for leaf in leaves(parts.probabilities) if leaf in heads]
+        if not heads or len(occurring) > len(heads):  # a leaf that is paired with itself
             return self._headless(parts, candidates, projections)
         ends = self._ends(parts, set(heads))
         heads = self._ended_by_weights(heads, ends) or self._without_rows(heads, parts)
@@ -254,7 +255,7 @@ class _Finder:
             heads=heads,
             head_dim_factors=_carrying(parts.probabilities, set(heads)),
             head_dim=parts.head_dim,
-            key_axes=frozenset(x for key in parts.key for x in self.axis_map.axes(key)),
+            key_axes=frozenset(x for w, _ in projections["key"] for x in self.axis_map.axes(w)),
             is_cross=self._is_cross(parts),
             projections=projections,
             ends=tuple((n, c) for n, c in ends if set(leaves(c.dim)) & set(heads)),
@@ -300,10 +301,7 @@ class _Finder:
         learned = any(self.weights.is_weight(node) for node in parts.query)
         if not (projected[0] or learned) or not all(projected[1:]):
             return None
-        if candidates:
-            reason = "its heads are mixed with each other between the query and the scores"
-        else:
-            reason = self._why_headless(parts)
+        reason = self._why_headless(parts, candidates)
         return Core(
             node=parts.node,
             context=tuple(parts.context),
@@ -316,12 +314,21 @@ class _Finder:
             refusal=reason,
         )
 
-    def _why_headless(self, parts: _Operands) -> str:
+    def _why_headless(self, parts: _Operands, candidates: set[Axis]) -> str:
         nodes = [*parts.query, *parts.key, *parts.value, parts.node]
         found = [x.block for n in nodes for x in self.axis_map.axes(n) if x.block]
         unruled = next((block for block in found if block.unruled), None)
         if unruled is not None:
             return f"its heads cannot be followed through {unruled.where}: {unruled.why}"
+        contracted = {
+            leaf
+            for contractions in self.axis_map.contractions.values()
+            for contraction in contractions
+            if self.weights.is_weight(contraction.operand)
+            for leaf in leaves(contraction.dim)
+        }
+        if (contracted - parts.keys) & set(leaves(parts.probabilities)):
+            return "no output projection ends its heads: they are channels of the residual stream"
         return "there is one head only, so there is no head axis to cut"
 
     def _is_projected(self, operand: fx.Node) -> bool:

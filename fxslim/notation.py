@@ -51,6 +51,17 @@ class Pattern:
         bare = [tuple(tuple(x.rstrip("!") for x in term) for term in side) for side in sides]
         return cls(bare[0], bare[1], blocked)
 
+    def __str__(self) -> str:
+        """The rule as it was written: ``... k, n k, n -> ... n``."""
+        left, right = (
+            ", ".join(" ".join(self._mark(letter) for letter in term) for term in side)
+            for side in (self.operands, self.results)
+        )
+        return f"{left} -> {right}".rstrip()
+
+    def _mark(self, letter: str) -> str:
+        return letter + "!" if letter in self.blocked else letter
+
     def __call__(self, call: Call) -> list[Dims]:
         """Apply the rule to all tensor arguments of `call`."""
         return self.apply(call, call.tensors())

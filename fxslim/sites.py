@@ -157,9 +157,15 @@ def _uses_to_select(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
         readers = {leaf.block.where for leaf in core.heads if leaf.block}
         for use, ancestors in core.side.items():
             shared = any(len(owners[node]) > 1 for node in ancestors)
-            if shared or any(node.name in readers for node in ancestors):
+            if shared or any(node.name in readers for node in _related(ancestors, cores)):
                 chosen.add(use)
     return chosen
+
+
+def _related(ancestors: frozenset[fx.Node], cores: Sequence[Core]) -> frozenset[fx.Node]:
+    """`ancestors`, and those of the side operands made from the same values."""
+    sides = (other for core in cores for other in core.side.values())
+    return ancestors.union(*(other for other in sides if other & ancestors))
 
 
 def _by_output(cores: Sequence[Core]) -> list[list[Core]]:
@@ -234,7 +240,7 @@ class _Builder:
         return list(found.values())
 
     def _unit(self, head: Head) -> Axis:
-        """The axis along which a head is removed: the one its keys carry too, if that is free."""
+        """The axis along which a head is removed: the one its KV head has too, if that is free."""
         carried = {leaf for core in self.cores for leaf in core.key_axes}
         free = [axis for axis in head if not axis.block]
         return max(free, key=lambda axis: (axis in carried, axis.size))

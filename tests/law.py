@@ -188,12 +188,10 @@ def what_stays(value, dims, keep):
 
 def check_narrowing(program, axis_map, keep):
     """Narrow equals masked and selected; raises AssertionError, or what the operator raises."""
-    slim_program = Narrow(axis_map, keep)(program).graph_module
-    slim = run(slim_program)
+    slim = run(Narrow(axis_map, keep)(program).graph_module)
     exact = not any(graph.operator_name(node) in UNDETERMINED for node in program.graph.nodes)
-    for choice in range(
-        max((len(c) for leaf in keep for c in sums(axis_map, leaf).values()), default=1)
-    ):
+    operands = [len(ends) for leaf in keep for ends in sums(axis_map, leaf).values()]
+    for choice in range(max(operands, default=1)):
         dense = run(program, masks_of(axis_map, keep, choice))
         for node, got, full in zip(program.graph.output_node().args[0], slim, dense, strict=True):
             want = what_stays(full, axis_map.of(node), keep)

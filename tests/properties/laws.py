@@ -70,9 +70,9 @@ class Program:
         expected = [t.path + inner[t.spec.projection == "module"] + t.call for t in truth]
         assert [site.name for site in self.sites] == expected
         for site, t in zip(self.sites, truth, strict=True):
-            assert site.prunable == t.spec.separable, f"{site.name}: {site.reason}"
+            assert site.prunable == t.spec.separable or t.spec.separable is None, site
             assert site.is_cross == (t.spec.source != "self"), site.name
-            if site.prunable:
+            if t.spec.separable:
                 assert site.num_heads == t.spec.heads, site
                 assert site.query, site
                 assert site.output, site

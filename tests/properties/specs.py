@@ -39,8 +39,17 @@ class AttentionSpec:
     """Where keys and values come from: "self", "memory" (cross-attention) or "latents" (queries)."""
 
     @property
-    def separable(self) -> bool:
+    def separable(self) -> bool | None:
+        """Whether heads can be removed; None where it is open, because the layout is contrived."""
+        grouped = 1 < self.kv_heads < self.heads
+        if grouped and self.projection == "interleaved" and self.tiled:
+            return None  # a query head lies beside one KV head, and attends to another
         return self.heads > 1 and self.coupling == "none"
+
+    @property
+    def tiled(self) -> bool:
+        """Whether query head n attends to KV head n mod kv_heads."""
+        return self.spread == "tile" and self.core not in ("grouped", "sdpa_gqa")
 
     @property
     def fused(self) -> bool:

@@ -1,0 +1,39 @@
+"""The documentation is true: rendered from the code, and its snippets run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.zoo.build import build
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_operator_table_is_current():
+    render = runpy.run_path(str(ROOT / "docs" / "render.py"))["render"]
+    page = (ROOT / "docs" / "operators.md").read_text()
+    assert page == render(), "run `python docs/render.py`"
+
+
+def snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:fxslim.capture")
+def test_the_readme_runs():
+    model, example_inputs = build("bert", "sdpa")
+    names = {"model": model, "example_inputs": example_inputs}
+    for snippet in snippets():
+        exec(compile(snippet, "README.md", "exec"), names)
+    removed = [4 - len(kept) for kept in names["plan"].kept.values()]
+    assert sum(removed) == 4
+    assert sum(p.numel() for p in names["slim"].parameters()) < sum(
+        p.numel() for p in model.parameters()
+    )
+    with torch.no_grad():
+        names["slim"](**example_inputs)
