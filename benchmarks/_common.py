@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,9 @@ Device = Annotated[str, typer.Option(help="Where the models run: cpu, cuda, cuda
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 
 console = Console()
+
+# torch.export copies pytree specs with copyreg, which trips over torch's own deprecation.
+warnings.filterwarnings("ignore", ".isinstance.treespec", FutureWarning)
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def publish(
     """Print the rows as a table, and write the figures behind them as JSON if asked to."""
     table = Table(title=title, box=SIMPLE_HEAD)
     for number, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if number else "left")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
     for row in rows:
         table.add_row(*row.values())
     console.print(table)

@@ -25,6 +25,7 @@ from itertools import accumulate, pairwise
 from math import prod
 
 __all__ = [
+    "SYMBOLIC",
     "Axis",
     "Block",
     "Dim",
@@ -72,6 +73,9 @@ class Axis:
 
 
 Dim = tuple[Axis, ...]
+
+SYMBOLIC = 2**32
+"""Sizes from here on stand for symbolic lengths (see `fxslim.graph.generic_size`)."""
 
 _MOST_PIECES = 4096
 """A sum that would have to be cut into more equal pieces (a symbolic number, say) is blocked."""
@@ -322,6 +326,11 @@ def regroup(dims: Sequence[Dim], sizes: Sequence[int], why: Block) -> list[Dim]:
         return [fresh(n, why) for n in sizes]
     out: list[Dim] = []
     pending = list(sizes)
+    if prod(sizes) != size(tuple(queue)) and any(n >= SYMBOLIC for n in sizes):
+        axes, count = _front_of_other_length(queue, pending)
+        block(tuple(queue[:axes]), why)
+        out += [fresh(n, why) for n in pending[:count]]
+        del queue[:axes], pending[:count]
     while pending:
         taken = _take(queue, pending[0], why)
         if taken is not None:
@@ -334,6 +343,27 @@ def regroup(dims: Sequence[Dim], sizes: Sequence[int], why: Block) -> list[Dim]:
         del queue[:axes], pending[:count]
     block(tuple(queue), why)
     return out
+
+
+def _front_of_other_length(queue: Sequence[Axis], pending: Sequence[int]) -> tuple[int, int]:
+    """How many old factors and new sizes come before what both sides end with.
+
+    Lengths that only the input makes equal differ at the generic point, but what follows the last
+    of them has the same product on both sides, so it is the same positions.
+    """
+    axes, count, width, n = len(queue), len(pending), 1, 1
+    best = (axes, count)
+    while True:
+        if width <= n and axes and queue[axes - 1].size < SYMBOLIC:
+            axes -= 1
+            width *= queue[axes].size
+        elif width > n and count and pending[count - 1] < SYMBOLIC:
+            count -= 1
+            n *= pending[count]
+        else:
+            return best
+        if width == n:
+            best = (axes, count)
 
 
 def _take(queue: list[Axis], n: int, why: Block) -> Dim | None:
@@ -375,7 +405,7 @@ def _smallest_group(queue: Sequence[Axis], pending: Sequence[int]) -> tuple[int,
 
 def coordinates(dim: Dim, leaf: Axis) -> list[int]:
     """For each position of `dim`, its coordinate along `leaf`; -1 where it has none."""
-    if size(dim) >= 2**32:
+    if size(dim) >= SYMBOLIC:
         raise OverflowError("the positions of a symbolic length cannot be listed")
     result = [-1]
     for axis in resolve(dim):
@@ -399,7 +429,7 @@ def kept_positions(dim: Dim, keep: Keep) -> list[int]:
     Raises:
         OverflowError: the dimension has a symbolic length, whose positions cannot be listed.
     """
-    if size(dim) >= 2**32:
+    if size(dim) >= SYMBOLIC:
         raise OverflowError("the positions of a symbolic length cannot be listed")
     result = [0]
     for axis in resolve(dim):

@@ -37,7 +37,7 @@ class Report:
 
     plan: PruningPlan
     sites: list[AttentionSite]
-    scores: dict[str, torch.Tensor] = field(default_factory=dict)
+    scores: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
     max_difference: float | None = None
 
 

@@ -98,6 +98,7 @@ class _Finder:
         self.axis_map = axis_map
         self.weights = weights
         self.order = {node: i for i, node in enumerate(axis_map.program.graph.nodes)}
+        self.contexts: set[fx.Node] = set()
 
     # ------------------------------------------------------------------- what the core is made of
 
@@ -106,6 +107,7 @@ class _Finder:
         arguments = graph.arguments(node)
         query, key, value = (arguments[name] for name in names)
         dims = self.axis_map.of(node)
+        self.contexts.add(node)
         return _Operands(
             node,
             tuple(axis for dim in dims[:-1] for axis in dim),
@@ -118,11 +120,24 @@ class _Finder:
         )
 
     def around(self, node: fx.Node) -> _Operands | None:
-        """The contractions before and after an operator that makes probabilities."""
+        """The contractions before and after an operator that makes probabilities.
+
+        The values are summed over the dimension that is normalised; in slot attention, which
+        normalises over the queries, over another.
+        """
         dims = self.axis_map.of(node)
         if not dims:
             return None
         along = self.axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
+        others = [i for i in reversed(range(len(dims))) if i != along]
+        found = (self._summed_over(node, position) for position in (along, *others))
+        operands = next((operands for operands in found if operands is not None), None)
+        self.contexts.update(operands.context if operands else ())
+        return operands
+
+    def _summed_over(self, node: fx.Node, along: int) -> _Operands | None:
+        """The operands of a core whose values are summed over dimension `along`."""
+        dims = self.axis_map.of(node)
         keys = set(members(dims[along]))
         scores = self._scores(node, keys)
         context, value = self._context(node, keys)
@@ -141,7 +156,7 @@ class _Finder:
         """The contractions of two activations that the probabilities are made of."""
         found = []
         for earlier in _closure([node], lambda n: self._operands_with(n, keys, self._is_scores)):
-            if earlier is not node and self._is_scores(earlier):
+            if self._is_scores(earlier) and earlier not in {node, *self.contexts}:
                 found.append(earlier)
         return sorted(found, key=self.order.__getitem__)
 
@@ -193,9 +208,9 @@ class _Finder:
         return list(dict.fromkeys(context)), list(dict.fromkeys(values))
 
     def _over(self, user: fx.Node, operand: fx.Node) -> set[Axis]:
-        """The leaves of `operand` that `user` sums over."""
+        """The axes of `operand` that `user` sums over."""
         contractions = self.axis_map.contractions.get(user, ())
-        return {leaf for c in contractions if c.operand is operand for leaf in leaves(c.dim)}
+        return {axis for c in contractions if c.operand is operand for axis in members(c.dim)}
 
     def _has(self, node: fx.Node, axes: set[Axis]) -> bool:
         return node.op != "output" and bool(self.axis_map.axes(node) & axes)
@@ -320,6 +335,8 @@ class _Finder:
         unruled = next((block for block in found if block.unruled), None)
         if unruled is not None:
             return f"its heads cannot be followed through {unruled.where}: {unruled.why}"
+        if candidates:
+            return "its heads are mixed with each other between the query and the scores"
         contracted = {
             leaf
             for contractions in self.axis_map.contractions.values()

@@ -51,9 +51,14 @@ def _with_values(tensor: torch.Tensor, name: str) -> torch.Tensor:
     return tensor.detach()
 
 
-def _per_query_head(values: torch.Tensor, heads: int) -> torch.Tensor:
-    """Values of KV heads given to each query head that shares them."""
-    return values.repeat_interleave(heads // len(values)) if len(values) != heads else values
+def _per_query_head(values: torch.Tensor, site: AttentionSite) -> torch.Tensor:
+    """Rows of KV heads given to each query head that shares them; others as they are."""
+    if len(values) == site.num_heads:
+        return values
+    if len(site.unit) != len(values):
+        return values.repeat_interleave(site.num_heads // len(values), 0)
+    owner = {head: number for number, unit in enumerate(site.unit) for head in unit}
+    return values[[owner[head] for head in range(site.num_heads)]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Magnitude:
             total = torch.zeros(site.num_heads)
             for projection in (*site.query, *site.key, *site.value, *site.output):
                 mean = _rows(masked, projection).abs().mean(dim=(1, 2)).cpu()
-                total += _per_query_head(mean, site.num_heads)
+                total += _per_query_head(mean, site)
             scores[site.name] = total
         return scores
 
@@ -100,8 +105,7 @@ class WeightProduct:
         for out in site.output:
             o = _rows(masked, out)
             for value in site.value:
-                v = _rows(masked, value)
-                v = v if len(v) == len(o) else v.repeat_interleave(len(o) // len(v), 0)
+                v = _per_query_head(_rows(masked, value), site)
                 if v.shape[1] == o.shape[1]:
                     squared = ((o @ o.mT) * (v @ v.mT)).sum(dim=(1, 2))
                 else:

@@ -158,12 +158,15 @@ def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> flo
         step("compare embeddings")
         cosine = cosine_similarity(_embed(dense, texts), _embed(slim, texts)).mean().item()
         step("measure")
-        cost = totals(program, slim, typical)
+        cost = totals(program, slim, {name: tensor[:8] for name, tensor in typical.items()})
         step("save")
         files = [*save(slim, out), save_heatmap(out / "heads.png", report.scores, report.plan)]
     console.print(site_table(report.sites, report.plan, report.scores, dense=dense, slim=slim))
     console.print("", totals_table(cost), "", sep="\n")
     console.print(f"slim against masked: largest difference {report.max_difference:.1e}")
-    console.print(f"embeddings of {len(held_out)} unseen paragraphs: mean cosine {cosine:.3f}")
+    console.print(f"mean cosine of slim to dense embeddings: {cosine:.3f}")
+    console.print(
+        f"  ({len(held_out)} docstring paragraphs, {len(calibration)} others for the scores)"
+    )
     console.print(f"wrote {', '.join(map(str, files))}", soft_wrap=True)
     return cosine

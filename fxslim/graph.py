@@ -12,11 +12,14 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 
+from fxslim.axes import SYMBOLIC
+
 __all__ = [
     "add_constant",
     "arguments",
     "attribute",
     "constant",
+    "example_size",
     "generic_size",
     "is_symbolic",
     "is_tensor",
@@ -35,15 +38,21 @@ _HIGHLY_COMPOSITE = 2**6 * 3**2 * 5 * 7
 @functools.lru_cache(maxsize=4096)
 def _symbol_value(name: str) -> int:
     """The generic value of a symbol: large, of its own, and divisible as real lengths are."""
-    return (2**32 + zlib.crc32(name.encode())) * _HIGHLY_COMPOSITE
+    return (SYMBOLIC + zlib.crc32(name.encode())) * _HIGHLY_COMPOSITE
 
 
 @functools.lru_cache(maxsize=65536)
 def _evaluate(expression: sympy.Expr) -> int:
-    point = {
-        symbol: sympy.Integer(_symbol_value(str(symbol))) for symbol in expression.free_symbols
-    }
-    return int(expression.xreplace(point))
+    value = _at_the_point(expression)
+    if expression.free_symbols and not is_symbolic(value):
+        return _symbol_value(str(expression))  # a remainder, say: its value tells nothing
+    return value
+
+
+def _at_the_point(expression: sympy.Expr) -> int:
+    """The value of `expression` where every symbol has its generic value."""
+    symbols = expression.free_symbols
+    return int(expression.xreplace({s: sympy.Integer(_symbol_value(str(s))) for s in symbols}))
 
 
 def generic_size(value: int | torch.SymInt) -> int:
@@ -68,7 +77,21 @@ def holds(relation: Any) -> bool:
     """Whether a relation of sizes holds at the generic point; only equations can fail to."""
     if not isinstance(relation, sympy.Eq):
         return True
-    return _evaluate(relation.lhs) == _evaluate(relation.rhs)
+    return _at_the_point(relation.lhs) == _at_the_point(relation.rhs)
+
+
+def example_size(value: int | torch.SymInt) -> int:
+    """`value` at the sizes of the example that the program was captured with.
+
+    A size that depends on data has none there; it is given one.
+    """
+    if isinstance(value, torch.SymInt):
+        expression = value.node.expr
+        hint = value.node.hint if value.node.has_hint() else None
+        if hint is None:
+            hint = expression.xreplace({s: sympy.Integer(12) for s in expression.free_symbols})
+        return int(hint)
+    return int(value)
 
 
 def is_tensor(node: fx.Node) -> bool:
@@ -177,7 +200,7 @@ def set_attribute(module: torch.nn.Module, target: str, value: torch.Tensor) -> 
 
 def is_symbolic(n: int) -> bool:
     """Whether a generic size stands for a symbolic length."""
-    return n >= 2**32
+    return n >= SYMBOLIC
 
 
 def add_constant(before: fx.Node, value: torch.Tensor) -> fx.Node:

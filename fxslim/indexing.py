@@ -24,16 +24,16 @@ _MOST_RUNS = 64
 """A constant index with more runs of consecutive positions is treated as one that is computed."""
 
 
-def _picked(call: Call, dim: Dim, index: fx.Node) -> Dim | None:
+def _picked(call: Call, dim: Dim, index: fx.Node, most: int = _MOST_RUNS) -> Dim | None:
     """The positions of `dim` that a constant index picks; None if unknown or too scattered."""
     given = graph.constant(index)
-    known = _listed(call, dim, given) if given and dim else None
+    known = _listed(call, dim, given, most) if given and dim else None
     if known is not None:
         call.reads(call.operand(index)[0], "is an index, which changes with what it picks from")
     return known
 
 
-def _listed(call: Call, dim: Dim, given: Sequence[int]) -> Dim | None:
+def _listed(call: Call, dim: Dim, given: Sequence[int], most: int) -> Dim | None:
     """The positions `given` of `dim`; None if they are too scattered."""
     n = size(dim)
     positions, times = [position % n for position in given], max(len(given) // n, 1)
@@ -42,7 +42,7 @@ def _listed(call: Call, dim: Dim, given: Sequence[int]) -> Dim | None:
     if positions == list(range(n)) * times:
         return (*fresh(times), *dim)
     runs = _runs(positions)
-    if len(runs) > _MOST_RUNS or len(set(positions)) < len(positions):
+    if len(runs) > most or len(set(positions)) < len(positions):
         return None
     return side_by_side([cut_out(call, dim, start, width) for start, width in runs])
 
@@ -126,11 +126,15 @@ def _masked_put(call: Call) -> Dims:
 
 
 def index_select(call: Call) -> list[Dims]:
-    """Positions of `dim` picked by a one-dimensional index."""
+    """Positions of `dim` picked by a one-dimensional index.
+
+    Scattered ones run along the index, which narrows: so a program that was narrowed once, and
+    selects from a bias that others share, can be narrowed again.
+    """
     dims, position, picked = call.dims("self"), call.axis(), call.dims("index")
     if not dims:
         return [dims]
-    known = _picked(call, dims[position], call.arguments["index"])
+    known = _picked(call, dims[position], call.arguments["index"], most=1)
     if known is None:
         call.reads(dims[position], "picks positions of it by an index")
         known = picked[0] if picked else ()

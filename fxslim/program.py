@@ -18,8 +18,14 @@ class Program(fx.GraphModule):
     """A captured, masked or slim model: a graph of ATen calls under the model's own names.
 
     `torch.fx` pickles a module as source code and traces that again, which turns a model's output
-    classes into plain dicts; a `Program` pickles its graph.
+    classes into plain dicts; a `Program` pickles its graph.  It also remembers which buffers are
+    not saved.
     """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "Program") -> None:
+        super().__init__(root, graph, class_name)
+        for target, _ in root.named_buffers():
+            _keep_persistence(root, self, target)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         root = copy.deepcopy(_root(self), memo)
@@ -78,21 +84,20 @@ def _root(program: fx.GraphModule) -> nn.Module:
 
 def _assemble(root: nn.Module, graph: fx.Graph, meta: dict[str, Any], name: str) -> Program:
     program = Program(root, graph, name)
-    for target, buffer in root.named_buffers():
-        _keep_persistence(root, program, target, buffer)
     program.meta = meta
     program.train(root.training)
     return program
 
 
-def _keep_persistence(root: nn.Module, program: Program, target: str, buffer: torch.Tensor) -> None:
+def _keep_persistence(root: nn.Module, program: Program, target: str) -> None:
     """A `GraphModule` is given buffers as plain attributes: say again which are not saved."""
-    *path, name = target.split(".")
-    source = root.get_submodule(".".join(path))
-    if name in source._non_persistent_buffers_set:
-        owner = program.get_submodule(".".join(path))
-        if name in owner._buffers:
-            owner._non_persistent_buffers_set.add(name)
+    path, _, name = target.rpartition(".")
+    if name in root.get_submodule(path)._non_persistent_buffers_set and _has(program, target):
+        program.get_submodule(path)._non_persistent_buffers_set.add(name)
+
+
+def _has(program: Program, target: str) -> bool:
+    return any(name == target for name, _ in program.named_buffers())
 
 
 def _unpickle(

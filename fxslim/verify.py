@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,19 @@ def set_masks(masked: fx.GraphModule, plan: PruningPlan) -> None:
             mask[kept] = 1
 
 
+@contextmanager
+def _masks_of(masked: fx.GraphModule, plan: PruningPlan) -> Iterator[None]:
+    """Every head mask set to the plan, and after that as it was."""
+    masks = masked.get_submodule("head_masks").state_dict().values()
+    before = [(mask, mask.detach().clone()) for mask in masks]
+    try:
+        set_masks(masked, plan)
+        yield
+    finally:
+        for mask, value in before:
+            mask.copy_(value)
+
+
 def verify(
     slim: fx.GraphModule,
     masked: fx.GraphModule,
@@ -55,7 +69,15 @@ def verify(
         return None
     args, kwargs = as_inputs(inputs) if inputs is not None else masked.meta["example_inputs"]
     masked, slim = _quiet(masked), _quiet(slim)
-    set_masks(masked, plan)
+    with _masks_of(masked, plan):
+        return _compare(slim, masked, (args, kwargs), attentions)
+
+
+def _compare(
+    slim: fx.GraphModule, masked: fx.GraphModule, inputs: _Given, attentions: Sequence[Attention]
+) -> float:
+    """The largest difference; raises where it is more than rounding."""
+    args, kwargs = inputs
     with torch.no_grad():
         expected, got = _tensors(masked(*args, **kwargs)), _tensors(slim(*args, **kwargs))
     if len(expected) != len(got):
@@ -64,7 +86,7 @@ def verify(
     for i, (a, b) in enumerate(zip(expected, got, strict=True)):
         difference, allowed = _difference(a, b)
         if not difference <= allowed:
-            where = _first_difference(slim, masked, (args, kwargs), attentions)
+            where = _first_difference(slim, masked, inputs, attentions)
             raise VerificationError(
                 f"output {i} of the slim program differs from the masked one by {difference:.3g} "
                 f"(rounding allows {allowed:.3g}); {where}"

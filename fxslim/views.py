@@ -144,6 +144,8 @@ def spatial(rank: int) -> Callable[[Call], list[Dims]]:
 
 def view(call: Call) -> list[Dims]:
     """The same positions in the same order under new brackets: view, reshape, squeeze, ..."""
+    if call.arguments.get("dtype") is not None:  # elements of another width are other positions
+        return read_everything(call)
     dims = call.operand(call.tensors()[0])
     why = call.why("regroups it across its factors")
     return [tuple(regroup(dims, shape, why)) for shape in call.shapes]
@@ -205,6 +207,9 @@ def repeat_interleave(call: Call) -> list[Dims]:
 
 def _pieces(call: Call, dim: Dim, widths: Sequence[int]) -> list[Dim]:
     """`dim` cut into pieces of the given widths, some of which may be empty."""
+    if sum(widths) != size(dim) and any(map(graph.is_symbolic, (size(dim), *widths))):
+        call.reads(dim, "cuts it at lengths that depend on the input")
+        return [fresh(width, call.why("cut by the input")) for width in widths]
     if sum(widths) != size(dim):
         raise RuleMismatch(f"pieces of {list(widths)} positions do not make up {size(dim)}")
     ends = list(accumulate(widths))

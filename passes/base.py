@@ -14,7 +14,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxslim.axes import Axis, leaves, resolve, size
 from fxslim.calls import Dims
-from fxslim.graph import attribute, is_symbolic, shape
+from fxslim.graph import attribute, is_symbolic
 from fxslim.program import Program, copy_graph
 
 __all__ = [
@@ -96,33 +96,20 @@ def isolate(node: fx.Node, dims: Dims, axes: Iterable[Axis]) -> Isolated:
     return Isolated(node, tuple(out), split)
 
 
-def infer_shapes(program: fx.GraphModule, touched: Iterable[fx.Node] = ()) -> None:
-    """Infer fake tensors for new nodes, for `touched` ones, and for what their shapes lead to."""
+def infer_shapes(program: fx.GraphModule) -> None:
+    """Infer a fake tensor for every node that has none."""
     mode = detect_fake_mode([n.meta.get("val") for n in program.graph.nodes])
     assert mode is not None, "a program without fake tensors in node.meta['val']"
-    dirty = set(touched)
     with mode, torch.no_grad(), enable_python_dispatcher():
         for node in program.graph.nodes:
-            old = node.meta.get("val")
-            if node.op == "get_attr" and old is None:
+            if "val" in node.meta:
+                continue
+            if node.op == "get_attr":
                 tensor = attribute(program, str(node.target))
                 node.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
-            elif node.op != "call_function" or not (
-                old is None or node in dirty or any(n in dirty for n in node.all_input_nodes)
-            ):
-                continue
-            else:
+            elif node.op == "call_function":
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
                 node.meta["val"] = node.target(*args, **kwargs)
-            if not _same_sizes(old, node.meta["val"]):
-                dirty.add(node)
-
-
-def _same_sizes(old: object, new: object) -> bool:
-    """Whether two (fake) values are tensors of one shape."""
-    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
-        return shape(old) == shape(new)
-    return False
 
 
 def eliminate_dead_code(program: fx.GraphModule) -> None:

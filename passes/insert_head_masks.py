@@ -84,6 +84,8 @@ def _multiply(
             mask = graph.call_function(torch.ops.aten.cat.default, ([mask, one],))
         factor = graph.call_function(torch.ops.aten.index.Tensor, (mask, [place]))
         product = graph.call_function(torch.ops.aten.mul.Tensor, (isolated.node, factor))
+        if "val" in isolated.node.meta:
+            product.meta["val"] = isolated.node.meta["val"]
         user.replace_input_with(operand, isolated.merged(product))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import reduce
+from operator import mul
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap
-from fxslim.axes import Dim, Keep, narrowed_size, resolve, size
+from fxslim.axes import Dim, Keep, narrowed_size, resolve
 from fxslim.calls import Dims
 from fxslim.errors import PlanError
 
@@ -26,7 +28,8 @@ def remove_empty(axes: AxisMap, keep: Keep) -> None:
     """
     if all(keep.values()):
         return
-    empty = {node for node in axes.dims if _is_empty(axes.of(node), keep)}
+    tensors = filter(graph.is_tensor, axes.dims)
+    empty = {node for node in tensors if _is_empty(axes.of(node), keep)}
     for node in empty:
         _read_sizes_elsewhere(axes, node, empty)
     for node in [node for node in axes.dims if node not in empty]:
@@ -98,14 +101,16 @@ def _other_summand(user: fx.Node, node: fx.Node) -> fx.Node | None:
     return other if isinstance(other, fx.Node) and graph.is_tensor(other) else None
 
 
-def _size_of(
-    axes: AxisMap, node: fx.Node, dim: Dim, keep: Keep, empty: Collection[fx.Node]
-) -> Any:
+def _size_of(axes: AxisMap, node: fx.Node, dim: Dim, keep: Keep, empty: Collection[fx.Node]) -> Any:
     """The size of `dim` as an argument: a number, or read from an earlier tensor that has it."""
     wanted = narrowed_size(dim, keep)
     if not graph.is_symbolic(wanted):
         return wanted
-    read = _read(axes, node, wanted, empty) if size(dim) == wanted else None
+    read = _read(axes, node, wanted, empty)
+    factors = resolve(dim)
+    if read is None and len(factors) > 1:
+        sizes = [_size_of(axes, node, (factor,), keep, empty) for factor in factors]
+        return reduce(lambda a, b: _product(node, a, b), sizes)
     if read is None:
         raise PlanError(
             f"cannot remove all heads of the attention before {graph.user_name(node)}: no earlier "
@@ -114,9 +119,13 @@ def _size_of(
     return read
 
 
-def _read(
-    axes: AxisMap, node: fx.Node, wanted: int, empty: Collection[fx.Node]
-) -> fx.Node | None:
+def _product(node: fx.Node, a: Any, b: Any) -> Any:
+    made = node.graph.call_function(mul, (a, b))
+    made.meta["val"] = mul(*(x.meta["val"] if isinstance(x, fx.Node) else x for x in (a, b)))
+    return made
+
+
+def _read(axes: AxisMap, node: fx.Node, wanted: int, empty: Collection[fx.Node]) -> fx.Node | None:
     """The length `wanted`, read from a tensor before `node` that is not empty."""
     for earlier in axes.program.graph.nodes:
         if earlier is node:

@@ -58,7 +58,7 @@ def outcome(tmp_path_factory):
 def test_embeddings_stay_similar(outcome):
     _, text, similarity = outcome
     assert 0.7 < similarity < 1
-    assert f"mean cosine {similarity:.3f}" in text
+    assert f"dense embeddings: {similarity:.3f}" in text
 
 
 @needs_encoder

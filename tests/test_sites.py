@@ -122,7 +122,7 @@ def test_the_unit_is_the_group_whichever_is_larger(heads, kv_heads):
     assert [list(unit) for unit in site.unit] == numbers
 
 
-# ------------------------------------------------------------------------- whose positions are whose
+# ---------------------------------------------------------------------- whose positions are whose
 
 ARRANGEMENTS = [
     "nanogpt",

@@ -1,0 +1,109 @@
+"""Shapes after narrowing: written from the axis map, then proven node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxslim import graph
+from fxslim.analysis import AxisMap
+from fxslim.axes import Dim, Keep, narrowed_size, size
+from fxslim.calls import Dims
+from fxslim.errors import VerificationError
+
+__all__ = ["check_shapes", "narrow_shapes"]
+
+
+def narrow_shapes(axes: AxisMap, keep: Keep, nodes: Iterable[fx.Node]) -> None:
+    """Give each node the fake tensors that its axes say it has once they are narrow."""
+    for node in nodes:
+        value, dims = node.meta.get("val"), axes.dims[node]
+        if isinstance(value, torch.Tensor):
+            node.meta["val"] = _narrow(value, dims[0], keep)
+        elif isinstance(value, (tuple, list)):
+            results = iter(dims)
+            node.meta["val"] = type(value)(
+                _narrow(v, next(results), keep) if isinstance(v, torch.Tensor) else v for v in value
+            )
+
+
+def _narrow(value: torch.Tensor, dims: Dims, keep: Keep) -> torch.Tensor:
+    sizes = [_narrow_size(n, dim, keep) for n, dim in zip(value.shape, dims, strict=True)]
+    if all(new is old for new, old in zip(sizes, value.shape, strict=True)):
+        return value
+    with value.fake_mode:  # type: ignore[attr-defined]
+        return torch.empty(sizes, dtype=value.dtype, device=value.device)
+
+
+def _narrow_size(n: int | torch.SymInt, dim: Dim, keep: Keep) -> int | torch.SymInt:
+    old, new = size(dim), narrowed_size(dim, keep)
+    if old == new:
+        return n
+    if not isinstance(n, torch.SymInt):
+        return new
+    ratio = Fraction(new, old)
+    return n // ratio.denominator * ratio.numerator
+
+
+def check_shapes(program: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
+    """Infer the shape of each node from its operands anew, at the sizes of the example.
+
+    Every node agreeing with its operands, the whole program does.
+
+    Raises:
+        VerificationError: PyTorch gives another shape than the node has been given, or refuses.
+    """
+    mode = FakeTensorMode()
+    known: dict[Any, torch.Tensor] = {}
+
+    def example(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            key = (_example_shape(value), value.dtype, value.device)
+            if key not in known:
+                with mode:
+                    known[key] = torch.empty(key[0], dtype=value.dtype, device=value.device)
+            return known[key]
+        return graph.example_size(value) if isinstance(value, torch.SymInt) else value
+
+    for node in nodes:
+        if node.op == "get_attr":
+            _agree(node, graph.attribute(program, str(node.target)), node.meta["val"])
+        elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            arguments = fx.map_arg((node.args, node.kwargs), lambda n: example(n.meta.get("val")))
+            with mode, torch.no_grad():
+                try:
+                    result = node.target(*arguments[0], **arguments[1])
+                except (RuntimeError, IndexError, ValueError) as error:
+                    raise VerificationError(
+                        _disagreement(node, f"PyTorch refuses: {error}")
+                    ) from error
+            _agree(node, result, node.meta["val"])
+
+
+def _example_shape(value: torch.Tensor) -> tuple[int, ...]:
+    return tuple(graph.example_size(n) for n in value.shape)
+
+
+def _agree(node: fx.Node, inferred: Any, given: Any) -> None:
+    """Compare the shapes of one result, or of each of several."""
+    if isinstance(given, (tuple, list)):
+        for one, other in zip(inferred, given, strict=True):
+            _agree(node, one, other)
+    elif isinstance(given, torch.Tensor) and _example_shape(given) != tuple(inferred.shape):
+        raise VerificationError(
+            _disagreement(
+                node, f"it is {tuple(inferred.shape)} where its axes say {_example_shape(given)}"
+            )
+        )
+
+
+def _disagreement(node: fx.Node, what: str) -> str:
+    return (
+        f"{graph.user_name(node)} does not fit after narrowing: {what}; please report it with "
+        "print(fxslim.show(program))"
+    )

@@ -1,0 +1,160 @@
+"""Cores: the near misses that random programs found, each reduced to the smallest model."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+import fxslim
+from tests.models import (
+    HEAD_DIM,
+    HEADS,
+    WIDTH,
+    Attention,
+    Residual,
+    example,
+    merge,
+    softmax_core,
+    split,
+)
+from tests.zoo.reference import call_of, compare
+
+
+def sites_of(model):
+    return fxslim.find_attention(fxslim.capture(model, (example(),)))
+
+
+class Softmaxes(nn.Module):
+    """A softmax between two linear layers that is no attention."""
+
+    def __init__(self, combine):
+        super().__init__()
+        self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.combine = combine
+
+    def forward(self, x):
+        return self.combine(self.a(x), self.b(x))
+
+
+def similarity(a, b):
+    """Scores that nothing is summed with."""
+    return b * (a @ b.mT).softmax(-1).diagonal(dim1=1, dim2=2).unsqueeze(-1)
+
+
+def linear_attention(a, b):
+    """Keys and queries normalised apart from each other."""
+    return b.softmax(-1) @ (a.softmax(1).mT @ b)
+
+
+def pooling(a, b):
+    """The length summed away by each channel of its own."""
+    return (a.softmax(1).mT @ b).mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("combine", [similarity, linear_attention, pooling])
+def test_attention_before_and_after_a_softmax_is_none_of_its_own(combine):
+    model = Residual(a=Attention(), b=Softmaxes(combine), c=Attention(core=softmax_core))
+    assert [site.name for site in sites_of(model)] == ["layers.a", "layers.c"]
+
+
+class HeadsOfTheOutput(nn.Module):
+    """An output projection with a head dimension of its own, before a softmax over the length."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, HEADS * HEAD_DIM) for _ in range(3))
+        self.o = nn.Parameter(torch.randn(HEADS, HEAD_DIM, WIDTH))
+        self.pool = Softmaxes(pooling)
+
+    def forward(self, x):
+        context = softmax_core(*(split(linear(x)) for linear in (self.q, self.k, self.v)))
+        x = x + torch.einsum("bhsd,hdw->bsw", context, self.o)
+        return x + self.pool(x)
+
+
+def test_two_dimensions_summed_at_once_are_no_scores():
+    (site,) = sites_of(HeadsOfTheOutput())
+    assert (site.num_heads, site.prunable) == (HEADS, True)
+
+
+class Latents(nn.Module):
+    """Three learned queries with one head."""
+
+    def __init__(self):
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(3, WIDTH))
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x):
+        q = self.q(self.latents.expand(x.shape[0], -1, -1))
+        return self.o(scaled_dot_product_attention(q, self.k(x), self.v(x)))
+
+
+def test_learned_queries_are_no_heads():
+    (site,) = sites_of(Latents())
+    assert (site.num_heads, site.reason[:22]) == (1, "there is one head only")
+
+
+class Crossed(nn.Module):
+    """A query head lies beside one KV head in the weight, and attends to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 2 * 4 * HEAD_DIM)
+        self.o = nn.Linear(4 * HEAD_DIM, WIDTH)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (2, 4 * HEAD_DIM)).split([4, 2, 2], -1)
+        q = q.unflatten(-1, (2, HEAD_DIM)).flatten(2, 3).transpose(1, 2)
+        k, v = (x.transpose(1, 2).repeat(1, 2, 1, 1) for x in (k, v))
+        return self.o(merge(scaled_dot_product_attention(q, k, v)))
+
+
+def test_heads_paired_with_each_other_are_refused():
+    (site,) = sites_of(Crossed())
+    assert site.reason == "its heads are mixed with each other between the query and the scores"
+
+
+class Routed(nn.Module):
+    """Gates that depend on all heads' gates; the layer is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, HEADS * HEAD_DIM) for _ in range(3))
+        self.gate, self.o = nn.Linear(WIDTH, HEADS), nn.Linear(HEADS * HEAD_DIM, WIDTH)
+
+    def forward(self, x):
+        for _ in range(2):
+            q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
+            gates = self.gate(x).softmax(-1).mT.unsqueeze(-1)
+            x = self.o(merge(scaled_dot_product_attention(q, k, v) * gates))
+        return x
+
+
+def test_gates_of_a_layer_that_is_called_twice_are_selected_at_both_uses():
+    model, inputs = Routed(), (example(),)
+    program = fxslim.capture(model, inputs)
+    sites = fxslim.find_attention(program)
+    assert [(site.prunable, site.reason) for site in sites] == [(True, "")] * 2
+    plan = fxslim.PruningPlan({site.name: [1, 3] for site in sites}, 0.5)
+    slim = fxslim.narrow(program, plan)
+    fxslim.verify(slim, fxslim.insert_head_masks(program), plan)
+
+
+class Alibi(Attention):
+    def forward(self, x):
+        q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
+        slopes = 2.0 ** -torch.arange(1, 1 + HEADS)
+        line = torch.arange(x.shape[1])
+        bias = -slopes[:, None, None] * (line[:, None] - line).abs()
+        return self.o(merge(scaled_dot_product_attention(q, k, v, bias)))
+
+
+def test_heads_selected_from_slopes_can_be_narrowed_again():
+    model, inputs = Alibi(), (example(),)
+    program = fxslim.capture(model, inputs)
+    once = fxslim.narrow(program, fxslim.PruningPlan({"attention": [0, 2, 3]}, 0.25))
+    twice = fxslim.narrow(once, fxslim.PruningPlan({"attention": [0, 2]}, 0.5))
+    direct = fxslim.narrow(program, fxslim.PruningPlan({"attention": [0, 3]}, 0.5))
+    call = call_of(inputs)
+    assert compare(call.on(twice), call.on(direct)).relative < 1e-6
