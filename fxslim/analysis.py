@@ -84,7 +84,11 @@ def analyse(program: fx.GraphModule, select_at: Collection[Use] = ()) -> AxisMap
 
     At the uses in `select_at` the operand shares no axis with its other uses: narrowing selects
     from it there.
+
+    Raises:
+        TypeError, ValueError: `program` is not what `fxslim.capture` returns.
     """
+    _check_captured(program)
     axis_map = AxisMap(program)
     tensors: dict[int, list[Dims]] = {}
     operands: dict[fx.Node, list[fx.Node]] = {}
@@ -106,6 +110,18 @@ def analyse(program: fx.GraphModule, select_at: Collection[Use] = ()) -> AxisMap
         elif node.op == "call_function":
             _visit(axis_map, node)
     return axis_map
+
+
+def _check_captured(program: fx.GraphModule) -> None:
+    if not isinstance(program, fx.GraphModule):
+        raise TypeError(f"a program is what fxslim.capture returns, not {type(program).__name__}")
+    for node in program.graph.nodes:
+        calls_module = node.op in ("call_module", "call_method")
+        if calls_module or (node.op == "placeholder" and "val" not in node.meta):
+            raise ValueError(
+                f"the graph of {type(program).__name__} is no captured program: {node.name} has no "
+                "shape; fxslim.capture(module, example_inputs) makes it one"
+            )
 
 
 def _copy(dims: Dims) -> Dims:

@@ -406,7 +406,7 @@ class _Finder:
 
     def _without_rows(self, heads: tuple[Axis, ...], parts: _Operands) -> tuple[Axis, ...]:
         """The leaves without the positions of a learned query, which keys and values lack."""
-        learned = (self.axis_map.axes(n) for n in parts.query if self.weights.is_weight(n))
+        learned = (self.axis_map.axes(n) for n in parts.query if self.weights.sources.get(n))
         others = (self.axis_map.axes(n) for n in (*parts.key, *parts.value))
         rows = set().union(*learned) - set().union(*others)
         return tuple(leaf for leaf in heads if leaf not in rows)

@@ -144,10 +144,10 @@ def spatial(rank: int) -> Callable[[Call], list[Dims]]:
 
 def view(call: Call) -> list[Dims]:
     """The same positions in the same order under new brackets: view, reshape, squeeze, ..."""
-    if call.arguments.get("dtype") is not None:  # elements of another width are other positions
-        return read_everything(call)
     dims = call.operand(call.tensors()[0])
     why = call.why("regroups it across its factors")
+    if call.arguments.get("dtype") is not None:  # elements of another width, within the last one
+        return [(*dims[:-1], *regroup(dims[-1:], shape[-1:], why)) for shape in call.shapes]
     return [tuple(regroup(dims, shape, why)) for shape in call.shapes]
 
 

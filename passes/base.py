@@ -12,6 +12,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from fxslim.analysis import AxisMap
 from fxslim.axes import Axis, leaves, resolve, size
 from fxslim.calls import Dims
 from fxslim.graph import attribute, is_symbolic
@@ -20,6 +21,7 @@ from fxslim.program import Program, copy_graph
 __all__ = [
     "GraphPass",
     "Isolated",
+    "check_analysed",
     "copy_program",
     "eliminate_dead_code",
     "infer_shapes",
@@ -48,6 +50,15 @@ class GraphPass(PassBase):
     @abstractmethod
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Return a transformed copy of `graph_module` and whether it differs."""
+
+
+def check_analysed(axis_map: AxisMap, program: fx.GraphModule) -> None:
+    """Refuse a program other than the one that the axes are of."""
+    if axis_map.program is not program:
+        raise ValueError(
+            "the pass was given the axes of another program: locate or analyse the one that it "
+            "runs on, and make the pass anew"
+        )
 
 
 def copy_program(program: fx.GraphModule) -> tuple[Program, dict[fx.Node, fx.Node]]:

@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim.axes import Axis, coordinates, leaves, size
 from fxslim.calls import Dims
-from fxslim.passes.base import GraphPass, copy_program, infer_shapes, isolate
+from fxslim.passes.base import GraphPass, check_analysed, copy_program, infer_shapes, isolate
 from fxslim.sites import Attention, Head, Located
 
 __all__ = ["InsertHeadMasks", "mask_name"]
@@ -39,7 +39,14 @@ class InsertHeadMasks(GraphPass):
     trainable: bool = True
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Return the masked program; each mask is (heads,), of its operand's dtype and device."""
+        """Return the masked program; each mask is (heads,), of its operand's dtype and device.
+
+        Raises:
+            ValueError: the program was masked before, or it is not the one that was located.
+        """
+        check_analysed(self.located.axis_map, graph_module)
+        if hasattr(graph_module, "head_masks"):
+            raise ValueError("the program has head masks already; set those, or mask the original")
         masked, places = copy_program(graph_module)
         masked.add_submodule("head_masks", nn.Module())
         attentions = [a for a in self.located.attentions if a.site.prunable]

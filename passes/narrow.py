@@ -15,6 +15,7 @@ from fxslim.axes import Axis, Keep, kept_positions, leaves, narrowed_size, size
 from fxslim.calls import Dims
 from fxslim.passes.base import (
     GraphPass,
+    check_analysed,
     copy_program,
     eliminate_dead_code,
     infer_shapes,
@@ -48,8 +49,10 @@ class Narrow(GraphPass):
         """Return the narrow program.
 
         Raises:
+            ValueError: the axis map is of another program.
             VerificationError: a shape is not what the axis map says; nothing is returned.
         """
+        check_analysed(self.axis_map, graph_module)
         slim, places = copy_program(graph_module)
         axes = self.axis_map.on(slim, places)
         touched = [node for node in axes.dims if _carries(axes, node, set(self.keep))]

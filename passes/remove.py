@@ -36,6 +36,7 @@ def remove_empty(axes: AxisMap, keep: Keep) -> None:
         contractions = axes.contractions.get(node, ())
         if any(narrowed_size(c.dim, keep) == 0 for c in contractions):
             _replace(axes, node, keep, empty)
+            empty.add(node)  # dead now, so that no length is read from it
             continue
         for operand in graph.tensor_inputs(node):
             if operand in empty and operand.op == "call_function":

@@ -47,7 +47,8 @@ def _narrow_size(n: int | torch.SymInt, dim: Dim, keep: Keep) -> int | torch.Sym
     if not isinstance(n, torch.SymInt):
         return new
     ratio = Fraction(new, old)
-    return n // ratio.denominator * ratio.numerator
+    narrow: torch.SymInt = n // ratio.denominator * ratio.numerator
+    return narrow
 
 
 def check_shapes(program: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:

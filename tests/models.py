@@ -1,10 +1,13 @@
 """Small models that several tests use, written to be read; `tests/zoo/handwritten` has more."""
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import fxslim
+from tests.zoo.handwritten import HANDWRITTEN
 
 WIDTH, HEADS, HEAD_DIM = 6, 4, 2
 
@@ -62,6 +65,13 @@ class Residual(nn.Module):
 def example(batch=3, length=5):
     """Hidden states (batch, length, width)."""
     return torch.randn(batch, length, WIDTH)
+
+
+@functools.cache
+def captured(name):
+    """A hand-written model of the zoo, its inputs and its program; none of them is changed."""
+    model, inputs = HANDWRITTEN[name]()
+    return model, inputs, fxslim.capture(model, inputs)
 
 
 def printed(program):

@@ -9,6 +9,7 @@ import transformers
 from torch import fx, nn
 
 import fxslim
+from fxslim.examples import example_inputs_for
 from tests.models import HEAD_DIM, HEADS, WIDTH, Attention, Residual, example, softmax_core
 from tests.zoo import build
 
@@ -98,10 +99,9 @@ def test_pictures_are_derived_from_a_first_convolution():
 )
 def test_inputs_are_derived_from_a_transformers_config(name, expected):
     model, _ = build(name)
-    program = fxslim.capture(model)
-    args, kwargs = program.meta["example_inputs"]
-    assert args == ()
-    assert {key: tuple(value.shape) for key, value in kwargs.items()} == expected
+    inputs = example_inputs_for(model)
+    assert {key: tuple(value.shape) for key, value in inputs.items()} == expected
+    model(**inputs)
 
 
 def test_inputs_that_cannot_be_derived_are_asked_for():
@@ -354,7 +354,7 @@ def test_a_program_is_a_model():
     torch.testing.assert_close(again(x), program(x))
 
 
-# ------------------------------------------------------------------------------ what PyTorch refuses
+# ----------------------------------------------------------------------------- what PyTorch refuses
 
 
 def test_pytorchs_reason_is_quoted():

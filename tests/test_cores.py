@@ -86,7 +86,7 @@ class Latents(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
 
     def forward(self, x):
-        q = self.q(self.latents.expand(x.shape[0], -1, -1))
+        q = self.q(self.latents).unsqueeze(0)
         return self.o(scaled_dot_product_attention(q, self.k(x), self.v(x)))
 
 

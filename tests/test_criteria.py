@@ -14,13 +14,13 @@ from tests.models import (
     HEADS,
     Attention,
     Residual,
+    captured,
     example,
     grouped_core,
     merge,
     softmax_core,
     split,
 )
-from tests.zoo.handwritten import HANDWRITTEN
 
 
 def masked_of(model, inputs):
@@ -131,8 +131,7 @@ def test_any_object_that_scores_is_a_criterion():
 
 
 def test_only_prunable_sites_are_scored():
-    model, inputs = HANDWRITTEN["one-of-three"]()
-    scores = fxslim.score(masked_of(model, inputs), "random")
+    scores = fxslim.score(fxslim.insert_head_masks(captured("one-of-three")[-1]), "random")
     assert list(scores) == ["layers.1.attention"]
 
 

@@ -6,8 +6,7 @@ from torch import nn
 
 import fxslim
 from fxslim.show import _letters
-from tests.models import Attention, Residual, example, printed, softmax_core
-from tests.zoo.handwritten import HANDWRITTEN
+from tests.models import Attention, Residual, captured, example, printed, softmax_core
 
 
 def test_an_attention():
@@ -33,18 +32,17 @@ scaled_dot_product_attention [f3!, a4, g5!, d2] = scaled_dot_product_attention(t
 transpose_3 [f3!, g5!, a4, d2] = transpose(scaled_dot_product_attention, 1, 2)
 view_3 [f3!, g5!, a4*d2] = reshape(transpose_3, [3, 5, 8])
 linear_3 [f3!, g5!, e6!] = linear(view_3, o_weight)
-# attention: mha, 4 heads, prunable""",
+# attention: mha, 4 heads, prunable""",  # noqa: E501
     )
 
 
 def test_a_fused_projection_is_axes_side_by_side():
-    model, inputs = HANDWRITTEN["nanogpt"]()
-    lines = printed(fxslim.capture(model, inputs)).splitlines()
+    lines = printed(captured("nanogpt")[-1]).splitlines()
     (weight,) = (line for line in lines if line.startswith("layers_0_attention_c_attn_weight "))
     assert_expected_inline(
         weight,
-        """layers_0_attention_c_attn_weight [(c4*d12! | c4*d12! | c4*e12), b28!] = get_attr layers.0.attention.c_attn.weight""",
-    )  # noqa: E501
+        """layers_0_attention_c_attn_weight [(c4*d12! | c4*d12! | c4*e12), b28!] = get_attr layers.0.attention.c_attn.weight""",  # noqa: E501
+    )
 
 
 def test_symbolic_lengths_are_s_and_are_told_apart():
@@ -64,8 +62,8 @@ def test_a_reason_is_printed_with_its_site():
         "\n".join(lines[-2:]),
         """\
 # layers.a: mha, 4 heads, prunable
-# layers.b: mha, 4 heads, refused: layer_norm (layer_norm in layers.b.o.0) normalises over all of the head axis""",
-    )  # noqa: E501
+# layers.b: mha, 4 heads, refused: layer_norm (layer_norm in layers.b.o.0) normalises over all of the head axis""",  # noqa: E501
+    )
 
 
 def test_several_results_are_printed_in_order():

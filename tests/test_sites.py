@@ -9,18 +9,26 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import fxslim
-from tests.models import HEAD_DIM, WIDTH, Attention, Residual, example, grouped_core, merge, split
+from tests.models import (
+    HEAD_DIM,
+    WIDTH,
+    Attention,
+    Residual,
+    captured,
+    example,
+    grouped_core,
+    merge,
+    split,
+)
 from tests.models import softmax_core as plain_core
 from tests.zoo import build
-from tests.zoo.handwritten import HANDWRITTEN
 from tests.zoo.reference import call_of, compare
 
 
 @functools.cache
 def found(name):
     """The sites of a hand-written model."""
-    model, inputs = HANDWRITTEN[name]()
-    return fxslim.find_attention(fxslim.capture(model, inputs))
+    return fxslim.find_attention(captured(name)[-1])
 
 
 def sites_of(model, *inputs):
@@ -145,9 +153,8 @@ ARRANGEMENTS = [
 
 @pytest.mark.parametrize("name", ARRANGEMENTS)
 def test_positions_of_a_head_are_those_that_make_it(name):
-    model, inputs = HANDWRITTEN[name]()
-    for site in found(name):
-        _check_positions(model, call_of(inputs), site)
+    model, inputs, _ = captured(name)
+    _check_positions(model, call_of(inputs), found(name)[-1])
 
 
 def test_positions_of_a_head_in_a_conv1d_weight():

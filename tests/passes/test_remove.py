@@ -1,12 +1,120 @@
-"""Removing all heads: what fed them goes, whatever else read it, and what stays is unchanged."""
+"""Removing a whole attention: zero is added to the residual stream, or the bias alone."""
 
 import pytest
 import torch
+from expecttest import assert_expected_inline
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import fxslim
-from tests.models import HEAD_DIM, HEADS, WIDTH, Attention, example, merge, split
+from tests.models import (
+    HEAD_DIM,
+    HEADS,
+    WIDTH,
+    Attention,
+    Residual,
+    captured,
+    example,
+    merge,
+    printed,
+    softmax_core,
+    split,
+)
+from tests.zoo.reference import call_of, compare, without_heads
+
+
+def without(model, program, *names):
+    """The program without the named sites (all of them if none is named), and the reference."""
+    sites = fxslim.find_attention(program)
+    kept = {site.name: [] for site in sites if not names or site.name in names}
+    slim = fxslim.narrow(program, fxslim.PruningPlan(kept, 1.0))
+    return slim, without_heads(model, sites, kept)
+
+
+def test_without_a_bias_nothing_is_left_of_it():
+    model = Residual(a=Attention(bias=False), b=Attention(bias=False))
+    program = fxslim.capture(model, example())
+    slim, _ = without(model, program, "layers.a")
+    assert {name.split(".")[1] for name in slim.state_dict()} == {"b"}
+    nothing, _ = without(model, program)
+    assert_expected_inline(printed(nothing), """x [as!, bs!, c6!] = placeholder x""")
+    assert nothing.state_dict() == {}
+    x = example(2, 7)
+    assert torch.equal(nothing(x), x)
+
+
+def test_a_bias_stays():
+    model = Residual(a=Attention())
+    slim, _ = without(model, fxslim.capture(model, example(), dynamic=False))
+    assert_expected_inline(
+        printed(slim),
+        """\
+layers_a_o_bias [a6!] = get_attr layers.a.o.bias
+x [b3!, c5!, a6!] = placeholder x
+expand_default [b3!, c5!, a6!] = expand(layers_a_o_bias, [3, 5, 6])
+add [b3!, c5!, a6!] = add(x, expand_default)""",
+    )
+    assert set(slim.state_dict()) == {"layers.a.o.bias"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alibi",
+        "bmm-merged",
+        "conv-attention",
+        "einsum",
+        "gqa-expand",
+        "head-sink",
+        "joined",
+        "mha-cross-batch-first",
+        "mha-sequence-first",
+        "nanogpt-manual",
+        "swin",
+        "t5-bias",
+    ],
+)
+def test_the_rest_computes_what_it_did(name):
+    model, inputs, program = captured(name)
+    call = call_of(inputs)
+    slim, reference = without(model, program)
+    assert compare(call.on(slim), call.on(reference)).relative < 1e-5
+    assert not fxslim.find_attention(slim)
+    left = {node.target for node in slim.graph.nodes}
+    assert torch.ops.aten.scaled_dot_product_attention.default not in left
+    assert torch.ops.aten.softmax.int not in left
+
+
+def test_one_of_several_goes_and_the_others_lose_heads():
+    model = Residual(a=Attention(), b=Attention(core=softmax_core), c=Attention())
+    program, x = fxslim.capture(model, example()), example(2, 7)
+    kept = {"layers.a": [1], "layers.b": [], "layers.c": [0, 3]}
+    slim = fxslim.narrow(program, fxslim.PruningPlan(kept, 0.75))
+    reference = without_heads(model, fxslim.find_attention(program), kept)
+    torch.testing.assert_close(slim(x), reference(x))
+    assert [site.name for site in fxslim.find_attention(slim)] == ["layers.a", "layers.c"]
+
+
+def test_its_dropout_goes_too():
+    layer = nn.TransformerEncoderLayer(8, 4, 16, dropout=0.5, batch_first=True).train()
+    program = fxslim.capture(layer, (torch.randn(3, 5, 8),))
+    slim = fxslim.narrow(program, fxslim.PruningPlan({"self_attn": []}, 1.0))
+    names = [node.name for node in slim.graph.nodes]
+    assert "scaled_dot_product_attention" not in names
+    assert slim.training
+    assert slim(torch.randn(2, 7, 8)).shape == (2, 7, 8)
+
+
+def test_compile_removes_one_only_when_told_to():
+    model = Residual(a=Attention(), b=Attention())
+    with torch.no_grad():
+        model.layers.a.o.weight *= 0.01
+    kept = fxslim.compile(model, 0.5, example()).meta["fxslim"].plan.kept
+    assert [len(heads) for heads in kept.values()] == [1, 3]
+    gone = fxslim.compile(model, 0.5, example(), min_heads=0)
+    assert [len(heads) for heads in gone.meta["fxslim"].plan.kept.values()] == [0, 4]
+    assert not any(name.startswith("layers.a.v") for name in gone.state_dict())
+    assert gone(example(2, 7)).shape == (2, 7, 6)
 
 
 class Beside(nn.Module):

@@ -29,7 +29,8 @@ class RelativeBias(nn.Module):
     def __init__(self, heads: int, *, indexed: bool) -> None:
         super().__init__()
         self.indexed = indexed
-        self.table = nn.Parameter(torch.randn(heads, BUCKETS) if indexed else torch.randn(BUCKETS, heads))
+        shape = (heads, BUCKETS) if indexed else (BUCKETS, heads)
+        self.table = nn.Parameter(torch.randn(shape))
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         bucket = distances(queries, keys).clamp(-3, 3) + 3
@@ -50,7 +51,8 @@ def rotate(x: Tensor, frequencies: Tensor, how: str) -> Tensor:
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
     cos, sin = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
     turned = torch.cat([-x[..., d // 2 :], x[..., : d // 2]], dim=-1)
-    return torch.cat([x * cos + turned * sin, rest], dim=-1) if how == "partial" else x * cos + turned * sin
+    x = x * cos + turned * sin
+    return torch.cat([x, rest], dim=-1) if how == "partial" else x
 
 
 class Attention(nn.Module):
@@ -213,10 +215,9 @@ class Attention(nn.Module):
         b, h, s, m = *q.shape[:3], k.shape[2]
         q, k, v = (x.reshape(b * h, x.shape[2], x.shape[3]) for x in (q, k, v))
         if self.spec.core == "baddbmm":
-            start = torch.zeros(b, h, s, m, dtype=q.dtype) if bias is None else bias.expand(b, h, s, m)
-            scores = torch.baddbmm(
-                start.reshape(b * h, s, m), q, k.transpose(1, 2), alpha=self.scale
-            )
+            start = torch.zeros(1, dtype=q.dtype) if bias is None else bias
+            start = start.expand(b, h, s, m).reshape(b * h, s, m)
+            scores = torch.baddbmm(start, q, k.transpose(1, 2), alpha=self.scale)
             p, extra = self._probabilities(scores.view(b, h, s, m), None)
         else:
             scores = torch.bmm(q, k.transpose(1, 2)) * self.scale
@@ -295,7 +296,8 @@ class Attention(nn.Module):
             case "matmul":
                 return merged @ self.out.T + self.out_bias
             case "addmm":
-                return torch.addmm(self.out_bias, merged.reshape(b * s, h * d), self.out).view(b, s, -1)
+                flat = torch.addmm(self.out_bias, merged.reshape(b * s, h * d), self.out)
+                return flat.view(b, s, -1)
             case "einsum":
                 return torch.einsum("bhsd,hdw->bsw", context, self.out) + self.out_bias
             case "conv":
@@ -319,9 +321,8 @@ class ModuleAttention(nn.Module):
         self.inner = nn.MultiheadAttention(
             spec.heads * spec.head_dim, spec.heads, bias=spec.bias, batch_first=spec.order < "q"
         )
-        self.enter, self.leave = nn.Linear(width, spec.heads * spec.head_dim), nn.Linear(
-            spec.heads * spec.head_dim, width
-        )
+        self.enter = nn.Linear(width, spec.heads * spec.head_dim)
+        self.leave = nn.Linear(spec.heads * spec.head_dim, width)
 
     @property
     def mask(self) -> None:

@@ -150,14 +150,11 @@ class Transformer(nn.Module):
 
     def _tie(self) -> None:
         """Let the last layer ask with the first one's query weights, where both have them."""
-        first, last = (self.layers[i].attention for i in (0, -1))
-        if self.spec.tied_queries and first is not last and isinstance(first, Attention):
-            a, b = first.project, getattr(last, "project", None)
-            if isinstance(getattr(a, "q", None), nn.Linear) and isinstance(
-                getattr(b, "q", None), nn.Linear
-            ):
-                if a.q.weight.shape == b.q.weight.shape:
-                    b.q.weight = a.q.weight
+        projections = (getattr(layer.attention, "project", None) for layer in self.layers)
+        first, *_, last = [getattr(projection, "q", None) for projection in projections] * 2
+        linear = isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        if self.spec.tied_queries and linear and first.weight.shape == last.weight.shape:
+            last.weight = first.weight
 
     def forward(
         self, tokens: Tensor, memory: Tensor | None = None, padding: Tensor | None = None

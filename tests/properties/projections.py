@@ -88,9 +88,9 @@ class Sliced(Fused):
     """As `Fused`, cut by slices."""
 
     def forward(self, x: Tensor, memory: Tensor) -> QKV:
-        both = self.qkv(x)
-        a, b, _ = self.sizes
-        return self.all_heads(*self.in_order((both[..., :a], both[..., a : a + b], both[..., a + b :])))
+        y = self.qkv(x)
+        a, b = self.sizes[0], self.sizes[0] + self.sizes[1]
+        return self.all_heads(*self.in_order((y[..., :a], y[..., a:b], y[..., b:])))
 
 
 class FusedWeight(Fused):

@@ -36,7 +36,7 @@ class AttentionSpec:
     output: str
     coupling: str
     source: str
-    """Where keys and values come from: "self", "memory" (cross-attention) or "latents" (queries)."""
+    """Who attends to what: "self", or to a "memory", or "latents" (learned queries) to the rest."""
 
     @property
     def separable(self) -> bool | None:
@@ -118,9 +118,16 @@ SELF_PROJECTIONS = [
     "addmm", "latent", "module",
 ]  # fmt: skip
 CROSS_PROJECTIONS = ["separate", "matmul", "fused_weight", "packed", "einsum", "conv", "module"]
+PROJECTIONS = {True: SELF_PROJECTIONS, False: CROSS_PROJECTIONS}
 FUSED = ["fused", "sliced", "fused_weight", "interleaved", "stacked", "addmm"]
 CORES = ["sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa"]
 NEED_SCORES = {"talking_before", "talking_after", "probabilities", "max_of_scores"}
+DISTRACTORS = [
+    "router", "top_experts", "pooling", "squeeze", "softmax_gate", "linear_attention", "similarity",
+    "memory_lookup", "class_scores",
+]  # fmt: skip
+GATES = ["elementwise", "per_head", "routed", "parameter", "common"]
+OUTPUTS = ["linear", "matmul", "addmm", "einsum", "conv", "beside", "beside_heads", "twice"]
 COUPLINGS = [
     "layer_norm", "rms_norm", "talking_before", "talking_after", "probabilities", "max_of_scores",
     "cumsum", "sort", "mean", "sum", "roll", "flat_query_norm", "returned",
@@ -141,7 +148,7 @@ def attention_specs(draw, source: str) -> AttentionSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         value_dim=draw(one_of(head_dim, head_dim, 3, 2)),
-        projection=draw(st.sampled_from(SELF_PROJECTIONS if source == "self" else CROSS_PROJECTIONS)),
+        projection=draw(st.sampled_from(PROJECTIONS[source == "self"])),
         order="".join(draw(st.permutations("qkv"))),
         core=draw(st.sampled_from(CORES)),
         spread=draw(one_of("interleave", "expand", "tile")),
@@ -155,10 +162,8 @@ def attention_specs(draw, source: str) -> AttentionSpec:
         softcap=draw(one_of(*[False] * 7, True)),
         sinks=draw(one_of(*[False] * 7, True)),
         context_norm=draw(one_of(*["none"] * 8, "group", "per_head")),
-        gate=draw(one_of(*["none"] * 7, "elementwise", "per_head", "routed", "parameter", "common")),
-        output=draw(
-            one_of("linear", "matmul", "addmm", "einsum", "conv", "beside", "beside_heads", "twice")
-        ),
+        gate=draw(st.sampled_from(["none"] * 7 + GATES)),
+        output=draw(st.sampled_from(OUTPUTS)),
         coupling=draw(st.sampled_from(COUPLINGS)) if draw(one_of(*[False] * 3, True)) else "none",
         source=source,
     )
@@ -176,8 +181,9 @@ def consistent(spec: AttentionSpec) -> AttentionSpec:
     if spec.heads == spec.kv_heads and spec.core in ("grouped", "sdpa_gqa"):
         spec = replace(spec, core="eager")
     if spec.coupling in NEED_SCORES or spec.sinks or spec.softcap:
-        core = "grouped" if spec.core == "sdpa_gqa" else "eager" if spec.core == "sdpa" else spec.core
-        spec = replace(spec, core=core)
+        spec = replace(
+            spec, core={"sdpa_gqa": "grouped", "sdpa": "eager"}.get(spec.core, spec.core)
+        )
     if spec.projection == "module":  # nn.MultiheadAttention does all of it by itself
         spec = replace(
             spec, norm="none", rotary="none", causal=False, padding=False, alibi=False,
@@ -201,12 +207,7 @@ def layer_specs(draw) -> LayerSpec:
         ffn=draw(one_of("none", "none", "none", "mlp", "gated")),
         form=draw(one_of("pre", "post", "parallel", "scaled", "plain")),
         norm=draw(one_of("layer", "none", "rms")),
-        distractor=draw(
-            one_of(
-                *["none"] * 10, "router", "top_experts", "pooling", "squeeze", "softmax_gate",
-                "linear_attention", "similarity", "memory_lookup", "class_scores",
-            )  # fmt: skip
-        ),
+        distractor=draw(st.sampled_from(["none"] * 10 + DISTRACTORS)),
     )
 
 

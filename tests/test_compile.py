@@ -1,0 +1,374 @@
+"""One call, end to end: the slim program is the dense model without the heads that went."""
+
+import copy
+import io
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import fxslim
+from fxslim.passes.insert_head_masks import mask_name
+from tests.models import Attention, Residual, captured, example, softmax_core
+from tests.zoo import build
+from tests.zoo.handwritten import HANDWRITTEN
+from tests.zoo.reference import call_of, compare, without_heads
+from tests.zoo.resizing import resized
+
+
+def assert_is_without_heads(slim, model, call, program=None):
+    """Slim equals the dense model whose output projections do not read the removed heads.
+
+    With `program` (captured, dynamic) it does so with other batches and lengths, too.
+    """
+    report = slim.meta["fxslim"]
+    reference = without_heads(model, report.sites, report.plan.kept)
+    assert compare(call.on(reference), call.on(model)).relative > 1e-4
+    calls = {"example": call, **(resized(program, call) if program is not None else {})}
+    for label, other in calls.items():
+        difference = compare(other.on(slim), other.on(reference))
+        assert difference.relative < 1e-5, label
+    return list(calls)
+
+
+# --------------------------------------------------------------------------------- architectures
+
+ARCHITECTURES = {
+    "bert": 2,
+    "distilbert": 2,
+    "vit": 2,
+    "opt": 2,
+    "gpt2": 2,
+    "gpt_neox": 2,
+    "falcon": 2,
+    "falcon:new_decoder": 2,
+    "falcon:alibi": 2,
+    "phi3": 2,
+    "llama": 2,
+    "mistral": 2,
+    "qwen2": 2,
+    "qwen3": 2,
+    "gemma": 2,
+    "t5": 6,
+    "bart": 6,
+    "whisper:conditional": 6,
+    "clip": 4,
+    "albert": 2,
+    "swin": 3,
+}
+EAGER_ONLY = {"imagegpt": 2, "bloom": 2}
+SOME = ("bert", "falcon", "gpt2", "phi3", "swin", "t5")
+
+CASES = [
+    *((name, "sdpa", True) for name in ARCHITECTURES),
+    *((name, "eager", True) for name in (*EAGER_ONLY, "t5")),
+    *((name, attn, False) for name in SOME for attn in ("sdpa", "eager")),
+]
+OTHERS = [
+    (name, attn, dynamic)
+    for name in (*ARCHITECTURES, *EAGER_ONLY)
+    for attn in ("sdpa", "eager")
+    for dynamic in (True, False)
+    if (name, attn, dynamic) not in CASES and (attn == "eager" or name in ARCHITECTURES)
+]
+
+
+def _check_architecture(name, attn, dynamic):
+    model, inputs = build(name, attn)
+    program = fxslim.capture(model, inputs, dynamic=dynamic)
+    slim = fxslim.compile(program, 0.5)
+    sites = slim.meta["fxslim"].sites
+    assert len(sites) == (ARCHITECTURES | EAGER_ONLY)[name]
+    assert all(site.prunable for site in sites)
+    done = assert_is_without_heads(slim, model, call_of(inputs), program if dynamic else None)
+    assert dynamic == ("batch" in done)
+
+
+@pytest.mark.filterwarnings("ignore:fxslim.capture. static sizes:UserWarning")
+@pytest.mark.parametrize(("name", "attn", "dynamic"), CASES)
+def test_architecture(name, attn, dynamic):
+    _check_architecture(name, attn, dynamic)
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore:fxslim.capture. static sizes:UserWarning")
+@pytest.mark.parametrize(("name", "attn", "dynamic"), OTHERS)
+def test_architecture_otherwise(name, attn, dynamic):
+    _check_architecture(name, attn, dynamic)
+
+
+def test_olmo2_is_refused_with_its_reason():
+    model, inputs = build("olmo2", "sdpa")
+    said = (
+        "Olmo2ForCausalLM has attention, but none of it can be pruned:\n"
+        "  model.layers.0.self_attn: mean (mean_1 in model.layers.0.self_attn.k_norm) reads the "
+        "head axis as a whole\n"
+    )
+    with pytest.raises(fxslim.UnsupportedSite, match=f"^{re.escape(said)}"):
+        fxslim.compile(model, 0.5, inputs)
+
+
+# --------------------------------------------------------------------------------- torch's modules
+
+
+def encoder_layer(**options):
+    return nn.TransformerEncoderLayer(8, 4, 16, dropout=0.0, batch_first=True, **options)
+
+
+MODULES = {
+    "encoder": (nn.TransformerEncoder(encoder_layer(), 2), [(3, 5, 8)], 2),
+    "encoder layer": (encoder_layer(norm_first=True), [(3, 5, 8)], 1),
+    "decoder layer": (
+        nn.TransformerDecoderLayer(8, 4, 16, dropout=0.0, batch_first=True),
+        [(3, 5, 8), (3, 7, 8)],
+        2,
+    ),
+    "multihead attention": (nn.MultiheadAttention(8, 4, batch_first=True), [(3, 5, 8)] * 3, 1),
+}
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "eval, fast path off"])
+@pytest.mark.parametrize("kind", MODULES)
+def test_torchs_own_modules(kind, mode):
+    model, shapes, count = MODULES[kind]
+    model = copy.deepcopy(model).train(mode == "train")
+    call = call_of(tuple(torch.randn(shape) for shape in shapes))
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(mode == "eval")
+    try:
+        kind_of_call = {"need_weights": False} if kind.startswith("multi") else {}
+        names = ("query", "key", "value") if kind_of_call else None
+        inputs = dict(zip(names, call.args, strict=True)) | kind_of_call if names else call.args
+        slim = fxslim.compile(model, 0.5, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    assert len(slim.meta["fxslim"].sites) == count
+    assert slim.training == (mode == "train")
+    model.requires_grad_(True)  # the eager reference runs without the fast path's kernels
+    assert_is_without_heads(slim, model, call_of(inputs))
+
+
+# --------------------------------------------------------------------------------- what comes back
+
+
+def test_a_transformers_model_keeps_its_interface():
+    model, inputs = build("bert")
+    slim = fxslim.compile(model, 0.5, inputs)
+    ids = torch.arange(21).reshape(3, 7) % 100
+    out = slim(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert type(out) is type(model(**inputs))
+    assert out.logits.shape == (3, 7, 128)
+
+
+def test_names_types_flags_and_mode_are_kept():
+    model = Residual(a=Attention(), b=Attention(core=softmax_core)).to(torch.bfloat16).eval()
+    model.layers.a.requires_grad_(False)
+    slim = fxslim.compile(model, 0.5, example().bfloat16())
+    ours, theirs = dict(slim.named_parameters()), dict(model.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, parameter in ours.items():
+        assert parameter.dtype == torch.bfloat16
+        assert parameter.requires_grad == theirs[name].requires_grad
+        assert type(parameter) is nn.Parameter
+    assert not slim.training
+    assert slim(example(2, 7).bfloat16()).dtype == torch.bfloat16
+
+
+def test_no_masks_and_no_zeros_remain():
+    model = Attention()
+    slim = fxslim.compile(model, 0.5, example())
+    slim.graph.lint()
+    assert not any("head_masks" in name for name in slim.state_dict())
+    assert all(parameter.all() for parameter in slim.parameters())
+    kept = sum(p.numel() for p in slim.parameters())
+    assert kept == sum(p.numel() for p in model.parameters()) - (3 * (4 * 6 + 4) + 6 * 4)
+
+
+def test_the_model_is_untouched():
+    model, x = Residual(a=Attention(), b=Attention()), example()
+    before, out = copy.deepcopy(model.state_dict()), model(x)
+    fxslim.compile(model, 0.5, x, criterion="taylor", calibration=[x], loss_fn=torch.sum)
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.equal(model(x), out)
+
+
+def test_the_report_says_what_was_done():
+    slim = fxslim.compile(Residual(a=Attention(), b=Attention()), 0.5, example())
+    report = slim.meta["fxslim"]
+    assert report.plan.sparsity == 0.5
+    assert [site.name for site in report.sites] == ["layers.a", "layers.b"]
+    assert report.plan.kept.keys() == report.scores.keys() == {"layers.a", "layers.b"}
+    assert 0 <= report.max_difference < 1e-5
+    for site in report.sites:
+        kept = report.plan.kept[site.name]
+        assert slim.get_parameter(site.query[0].weight).shape[0] == 2 * len(kept)
+
+
+def test_a_plan_is_followed_exactly():
+    model, x = Residual(a=Attention(), b=Attention()), example()
+    plan = fxslim.PruningPlan({"layers.a": [3], "layers.b": [0, 1, 2]}, 0.5)
+    slim = fxslim.compile(model, example_inputs=x, plan=plan)
+    assert slim.meta["fxslim"].plan == plan
+    assert slim.meta["fxslim"].scores == {}
+    assert torch.equal(slim.layers.a.q.weight, model.layers.a.q.weight[6:])
+
+
+def test_the_heads_with_the_lowest_scores_go():
+    model = Attention()
+    with torch.no_grad():
+        model.o.weight[:, 2:4] *= 0.01
+    assert fxslim.compile(model, 0.25, example()).meta["fxslim"].plan.kept == {
+        "attention": [0, 2, 3]
+    }
+
+
+def test_the_steps_alone_make_what_compile_makes():
+    model, x = Residual(a=Attention(), b=Attention()), example()
+    slim = fxslim.compile(model, 0.5, x)
+    program = fxslim.capture(model, x)
+    sites = fxslim.find_attention(program)
+    masked = fxslim.insert_head_masks(program, sites)
+    scores = fxslim.score(masked, "weight_product")
+    plan = fxslim.plan(scores, sites, sparsity=0.5)
+    other = fxslim.narrow(program, plan)
+    assert fxslim.verify(other, masked, plan) < 1e-5
+    assert plan == slim.meta["fxslim"].plan
+    assert other.code == slim.code
+    assert all(map(torch.equal, other.parameters(), slim.parameters()))
+
+
+def test_slim_is_masked():
+    model, x = Residual(a=Attention(), b=Attention(kv_heads=1, core=softmax_core)), example()
+    slim = fxslim.compile(model, 0.5, x)
+    masked = fxslim.insert_head_masks(fxslim.capture(model, x))
+    for name, kept in slim.meta["fxslim"].plan.kept.items():
+        with torch.no_grad():
+            masked.get_parameter(mask_name(name)).zero_()[kept] = 1
+    x = example(2, 9)
+    torch.testing.assert_close(slim(x), masked(x))
+
+
+def test_a_slim_program_can_be_made_slimmer():
+    model, x = Residual(a=Attention(), b=Attention()), example(2, 7)
+    slim = fxslim.compile(fxslim.compile(model, 0.5, example()), 0.5)
+    assert slim.meta["fxslim"].plan.sparsity == 0.5
+    assert sum(site.num_heads for site in slim.meta["fxslim"].sites) == 4
+    assert slim(x).shape == x.shape
+
+
+def test_a_graph_of_a_hand_written_model_is_a_model():
+    model, x = Residual(a=Attention(), b=Attention(core=softmax_core)), example(2, 7)
+    for graph in (
+        torch.fx.symbolic_trace(model),
+        torch.export.export(model, (example(),)).module(),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("warnings.warn", lambda *args, **kwargs: None)  # static, as exported
+            slim = fxslim.compile(graph, 0.5, example())
+        assert_is_without_heads(slim, model, call_of((example(),)))
+    assert x.shape == (2, 7, 6)
+
+
+def test_training_goes_on():
+    model = Residual(a=Attention(), b=Attention()).train()
+    slim, x = fxslim.compile(model, 0.5, example()), example(2, 7)
+    optimizer = torch.optim.SGD(slim.parameters(), 0.1)
+    losses = []
+    for _ in range(5):
+        loss = (slim(x) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    assert all(p.grad is not None for p in slim.parameters())
+
+
+def test_export_save_and_load():
+    slim, x = fxslim.compile(Attention(), 0.5, example()), example(4, 9)
+    sizes = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+    stream = io.BytesIO()
+    torch.export.save(torch.export.export(slim, (example(),), dynamic_shapes=sizes), stream)
+    stream.seek(0)
+    loaded = torch.export.load(stream).module()
+    torch.testing.assert_close(loaded(x), slim(x))
+
+
+def test_inductor():
+    slim, x = fxslim.compile(Attention(), 0.5, example()), example(2, 7)
+    compiled = torch.compile(slim, fullgraph=True)
+    torch.testing.assert_close(compiled(x), slim(x))
+
+
+# -------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"sparsity": 1.0}, ValueError, "sparsity must be a number in [0, 1), not 1.0"),
+        ({"sparsity": -0.5}, ValueError, "sparsity must be a number in [0, 1), not -0.5"),
+        ({"sparsity": "half"}, ValueError, "sparsity must be a number in [0, 1), not 'half'"),
+        ({"sparsity": float("nan")}, ValueError, "sparsity must be a number in [0, 1), not nan"),
+        ({"criterion": "best"}, ValueError, "unknown criterion 'best'; known: fisher, "),
+        ({"min_heads": -1}, ValueError, "min_heads must be 0 or more, not -1"),
+        ({"scope": "all"}, ValueError, "scope must be one of global, local, uniform, not 'all'"),
+        (
+            {"criterion": "taylor"},
+            ValueError,
+            "this criterion needs calibration batches: pass calibration=[...]",
+        ),
+        ({"example_inputs": 3}, TypeError, "example_inputs must be a tensor, a tuple "),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(options, error, said, monkeypatch):
+    monkeypatch.setattr(torch.export, "export", None)  # it is not called
+    with pytest.raises(error, match=f"^{re.escape(said)}"):
+        fxslim.compile(Attention(), **({"example_inputs": example()} | options))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "said"),
+    [
+        ("bert", TypeError, "^model must be a torch.nn.Module, not str$"),
+        (nn.Sequential(), ValueError, "^Sequential has no parameters, so there is nothing to"),
+    ],
+)
+def test_what_is_no_model_is_refused_before_any_work(model, error, said, monkeypatch):
+    monkeypatch.setattr(torch.export, "export", None)
+    with pytest.raises(error, match=said):
+        fxslim.compile(model, 0.5)
+
+
+def test_a_model_without_attention_is_refused():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Softmax(-1), nn.Linear(6, 6))
+    with pytest.raises(fxslim.UnsupportedSite, match="^Sequential has no attention: no softmax or"):
+        fxslim.compile(model, 0.5, example())
+
+
+def test_a_model_whose_attention_is_all_refused_is_an_error_with_every_reason():
+    model, inputs = HANDWRITTEN["talking-heads"]()
+    with pytest.raises(fxslim.UnsupportedSite) as caught:
+        fxslim.compile(model, 0.5, inputs)
+    assert str(caught.value).splitlines() == [
+        "Stack has attention, but none of it can be pruned:",
+        "  layers.0.attention: its heads are mixed with each other between the query and the scores",
+        "  layers.1.attention: its heads are mixed with each other between the query and the scores",
+    ]
+
+
+def test_a_plan_that_names_a_refused_site_is_an_error():
+    _, _, program = captured("one-of-three")
+    plan = fxslim.PruningPlan({"layers.0.attention": []}, 0.5)
+    with pytest.raises(fxslim.UnsupportedSite, match="^'layers.0.attention' cannot be pruned: its"):
+        fxslim.compile(program, plan=plan)
+
+
+def test_a_sparsity_too_small_for_any_head_is_no_silence():
+    model = Attention(kv_heads=2)
+    with pytest.raises(ValueError, match="no head"):
+        fxslim.compile(Attention(), 0.1, example())
+    assert model is not None
