@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,11 +12,11 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim.axes import Axis
 from fxslim.capture import as_program
-from fxslim.criteria import CRITERIA, Criterion, LossFn
+from fxslim.criteria import Criterion, LossFn, chosen
 from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
 from fxslim.passes import InsertHeadMasks, Narrow
-from fxslim.plan import PruningPlan, Scope, check_plan
+from fxslim.plan import PruningPlan, Scope, check_plan, check_target
 from fxslim.plan import plan as make_plan
 from fxslim.sites import AttentionSite, Located, locate
 from fxslim.verify import verify as check
@@ -79,7 +80,9 @@ def compile(
         UnsupportedSite: no attention can be pruned; the message lists why.
         VerificationError: slim and masked differ by more than rounding.
     """
-    _check_arguments(sparsity, criterion, min_heads)
+    check_target(sparsity, scope, min_heads)
+    if plan is None:
+        chosen(criterion, calibration)
     program = as_program(model, example_inputs, dynamic=dynamic)
     located = locate(program)
     _check_prunable(located.sites, type(model).__name__)
@@ -88,6 +91,7 @@ def compile(
     if plan is None:
         scores = score(masked, criterion, calibration, loss_fn)
         plan = make_plan(scores, located.sites, sparsity, scope=scope, min_heads=min_heads)
+        _check_not_empty(plan, sparsity)
     slim = _narrow(program, located, plan)
     difference = check(slim, masked, plan, located.attentions) if verify else None
     slim.meta["fxslim"] = Report(plan, located.sites, scores, difference)
@@ -139,10 +143,8 @@ def score(
     Raises:
         ValueError: an unknown criterion, or calibration data is missing.
     """
-    chosen = CRITERIA.get(criterion) if isinstance(criterion, str) else criterion
-    if chosen is None:
-        raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
-    return chosen.score(masked, masked.meta["sites"], calibration, loss_fn)
+    found = chosen(criterion, calibration)
+    return found.score(masked, masked.meta["sites"], calibration, loss_fn)
 
 
 def narrow(program: fx.GraphModule, plan: PruningPlan) -> fx.GraphModule:
@@ -181,13 +183,15 @@ def keep_of(located: Located, plan: PruningPlan) -> dict[Axis, list[int]]:
     return keep
 
 
-def _check_arguments(sparsity: float, criterion: str | Criterion, min_heads: int) -> None:
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be in [0, 1), not {sparsity!r}")
-    if isinstance(criterion, str) and criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
-    if min_heads < 0:
-        raise ValueError(f"min_heads must be 0 or more, not {min_heads}")
+def _check_not_empty(plan: PruningPlan, sparsity: float) -> None:
+    """Say so where heads were to go and none goes."""
+    if sparsity and not plan.sparsity:
+        heads = sum(map(len, plan.kept.values()))
+        warnings.warn(
+            f"fxslim.compile: no head was removed: {sparsity} of {heads} is less than what goes "
+            "together, or min_heads keeps it",
+            stacklevel=3,
+        )
 
 
 def _check_prunable(sites: Sequence[AttentionSite], model: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import fx
@@ -13,7 +13,16 @@ from fxslim.examples import Inputs, call_with
 from fxslim.graph import attribute
 from fxslim.sites import AttentionSite, Projection
 
-__all__ = ["CRITERIA", "Criterion", "LossFn", "Magnitude", "Random", "Sensitivity", "WeightProduct"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "LossFn",
+    "Magnitude",
+    "Random",
+    "Sensitivity",
+    "WeightProduct",
+    "chosen",
+]
 
 LossFn = Callable[[Any], torch.Tensor]
 Scores = dict[str, torch.Tensor]
@@ -147,9 +156,11 @@ class Sensitivity:
 
     Attributes:
         power: 1 or 2.
+        needs_calibration: without batches it cannot score.
     """
 
     power: int = 1
+    needs_calibration: ClassVar[bool] = True
 
     def score(
         self,
@@ -159,14 +170,13 @@ class Sensitivity:
         loss_fn: LossFn | None = None,
     ) -> Scores:
         """Needs calibration batches, and a loss of the output (or an output with `.loss`)."""
-        if calibration is None:
-            raise ValueError("this criterion needs calibration batches: pass calibration=[...]")
+        batches = _given(calibration)
         for name, parameter in masked.named_parameters():
             _with_values(parameter, name)
         masks = {site.name: attribute(masked, _mask(site)) for site in sites}
         total: Scores = {n: torch.zeros_like(m, dtype=torch.float32) for n, m in masks.items()}
         count = 0
-        for batch in calibration:
+        for batch in batches:
             loss = _loss(call_with(masked, batch), loss_fn)
             gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True)
             for name, gradient in zip(masks, gradients, strict=True):
@@ -199,3 +209,23 @@ CRITERIA: Mapping[str, Criterion] = {
     "taylor": Sensitivity(power=1),
     "weight_product": WeightProduct(),
 }
+
+
+def chosen(criterion: str | Criterion, calibration: Iterable[Inputs] | None) -> Criterion:
+    """The criterion itself, and that what it needs is there.
+
+    Raises:
+        ValueError: its name is unknown, or it needs calibration batches.
+    """
+    found = CRITERIA.get(criterion) if isinstance(criterion, str) else criterion
+    if found is None:
+        raise ValueError(f"unknown criterion {criterion!r}; known: {', '.join(CRITERIA)}")
+    if getattr(found, "needs_calibration", False):
+        _given(calibration)
+    return found
+
+
+def _given(calibration: Iterable[Inputs] | None) -> Iterable[Inputs]:
+    if calibration is None:
+        raise ValueError("this criterion needs calibration batches: pass calibration=[...]")
+    return calibration

@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from fxslim.errors import PlanError, UnsupportedSite
 from fxslim.sites import AttentionSite
 
-__all__ = ["PruningPlan", "Scope", "check_plan", "plan"]
+__all__ = ["PruningPlan", "Scope", "check_plan", "check_target", "plan"]
 
 Scope = Literal["global", "local", "uniform"]
 
@@ -86,7 +86,7 @@ def plan(
         ValueError: a bad argument, or a score that is missing, misshapen or not finite.
         PlanError: no site is prunable.
     """
-    _check_arguments(sparsity, scope, min_heads)
+    check_target(sparsity, scope, min_heads)
     prunable = [site for site in sites if site.prunable]
     if not prunable:
         raise PlanError("no site is prunable" + "".join(f"\n  {s.name}: {s.reason}" for s in sites))
@@ -107,7 +107,15 @@ def plan(
     return PruningPlan(kept, len(gone) / sum(heads.values()))
 
 
-def _check_arguments(sparsity: float, scope: str, min_heads: int) -> None:
+def check_target(sparsity: Any, scope: Any, min_heads: Any) -> None:
+    """Refuse a target that means nothing.
+
+    Raises:
+        TypeError, ValueError: names the argument and quotes what was given.
+    """
+    for name, value in (("sparsity", sparsity), ("min_heads", min_heads)):
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, not {value!r}")
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), not {sparsity}")
     if scope not in get_args(Scope):

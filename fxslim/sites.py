@@ -18,7 +18,7 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap, Use, analyse
-from fxslim.axes import Axis, coordinates, leaves
+from fxslim.axes import Axis, coordinates, leaves, size
 from fxslim.calls import Contraction
 from fxslim.cores import Core, find_cores
 from fxslim.weights import Weights
@@ -296,7 +296,7 @@ class _Builder:
         found: dict[str, Projection] = {}
         for core in self.cores:
             for weight, user in core.projections[role]:
-                for projection in self._project(weight, user):
+                for projection in self._project(weight, user, own=role == "query"):
                     found.setdefault(projection.weight, projection)
         return tuple(found.values())
 
@@ -309,13 +309,16 @@ class _Builder:
         return tuple(found.values())
 
     def _project(
-        self, weight: fx.Node, user: fx.Node, *, with_bias: bool = True
+        self, weight: fx.Node, user: fx.Node, *, own: bool = True, with_bias: bool = True
     ) -> Iterable[Projection]:
+        """`weight` as a projection: of every head's own positions, or of those that heads share."""
         bias = self.weights.bias_of(user, weight) if with_bias else None
         for position, dim in enumerate(self.axis_map.of(weight)):
             carried = [leaf for leaf in self.leaves if leaf in set(leaves(dim))]
             if carried:
-                index = _positions(self.heads, carried, dim)
+                shared = carried if own else _shared(carried, dim)
+                others = [leaf for leaf in carried if leaf not in shared]
+                index = _positions(self.heads, shared, dim, others)
                 yield Projection(str(weight.target), bias, position, index)
 
     # --------------------------------------------------------------------------------------- name
@@ -333,16 +336,30 @@ def _along(core: Core, leaf: Axis) -> list[int]:
     return coordinates(core.head_dim_factors, leaf)
 
 
+def _shared(carried: Sequence[Axis], dim: tuple[Axis, ...]) -> Sequence[Axis]:
+    """The leaves that a fused weight's keys carry: fewer than its queries, if those are grouped."""
+    columns = zip(*(coordinates(dim, leaf) for leaf in carried), strict=True)
+    kinds = {tuple(at for at, c in enumerate(place) if c >= 0) for place in columns}
+    fewer = [kind for kind in kinds if kind and any(set(kind) < set(other) for other in kinds)]
+    return [carried[at] for at in min(fewer, key=len)] if fewer else carried
+
+
 def _positions(
-    heads: Sequence[Head], carried: Sequence[Axis], dim: tuple[Axis, ...]
+    heads: Sequence[Head],
+    carried: Sequence[Axis],
+    dim: tuple[Axis, ...],
+    without: Sequence[Axis] = (),
 ) -> torch.Tensor:
     """(heads, positions per head) of `dim`; heads that `carried` does not tell apart are one."""
     rows: dict[tuple[int, ...], list[int]] = {}
     for head in heads:
         rows.setdefault(tuple(head.get(leaf, -1) for leaf in carried), [])
     columns = [coordinates(dim, leaf) for leaf in carried]
+    free = set(range(size(dim))).difference(
+        *([at for at, c in enumerate(coordinates(dim, leaf)) if c >= 0] for leaf in without)
+    )
     for position, coordinate in enumerate(zip(*columns, strict=True)):
-        if coordinate in rows:
+        if coordinate in rows and position in free:
             rows[coordinate].append(position)
     width = min(len(row) for row in rows.values())
     assert all(len(row) == width for row in rows.values())

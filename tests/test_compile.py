@@ -253,9 +253,9 @@ def test_slim_is_masked():
 
 def test_a_slim_program_can_be_made_slimmer():
     model, x = Residual(a=Attention(), b=Attention()), example(2, 7)
-    slim = fxslim.compile(fxslim.compile(model, 0.5, example()), 0.5)
+    slim = fxslim.compile(fxslim.compile(model, 0.5, example(), scope="uniform"), 0.5)
+    assert [site.num_heads for site in slim.meta["fxslim"].sites] == [2, 2]
     assert slim.meta["fxslim"].plan.sparsity == 0.5
-    assert sum(site.num_heads for site in slim.meta["fxslim"].sites) == 4
     assert slim(x).shape == x.shape
 
 
@@ -297,6 +297,7 @@ def test_export_save_and_load():
     torch.testing.assert_close(loaded(x), slim(x))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # Inductor's own imports
 def test_inductor():
     slim, x = fxslim.compile(Attention(), 0.5, example()), example(2, 7)
     compiled = torch.compile(slim, fullgraph=True)
@@ -309,10 +310,10 @@ def test_inductor():
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"sparsity": 1.0}, ValueError, "sparsity must be a number in [0, 1), not 1.0"),
-        ({"sparsity": -0.5}, ValueError, "sparsity must be a number in [0, 1), not -0.5"),
-        ({"sparsity": "half"}, ValueError, "sparsity must be a number in [0, 1), not 'half'"),
-        ({"sparsity": float("nan")}, ValueError, "sparsity must be a number in [0, 1), not nan"),
+        ({"sparsity": 1.0}, ValueError, "sparsity must be in [0, 1), not 1.0"),
+        ({"sparsity": -0.5}, ValueError, "sparsity must be in [0, 1), not -0.5"),
+        ({"sparsity": "half"}, TypeError, "sparsity must be a number, not 'half'"),
+        ({"sparsity": float("nan")}, ValueError, "sparsity must be in [0, 1), not nan"),
         ({"criterion": "best"}, ValueError, "unknown criterion 'best'; known: fisher, "),
         ({"min_heads": -1}, ValueError, "min_heads must be 0 or more, not -1"),
         ({"scope": "all"}, ValueError, "scope must be one of global, local, uniform, not 'all'"),
@@ -345,7 +346,7 @@ def test_what_is_no_model_is_refused_before_any_work(model, error, said, monkeyp
 
 def test_a_model_without_attention_is_refused():
     model = nn.Sequential(nn.Linear(6, 6), nn.Softmax(-1), nn.Linear(6, 6))
-    with pytest.raises(fxslim.UnsupportedSite, match="^Sequential has no attention: no softmax or"):
+    with pytest.raises(fxslim.UnsupportedSite, match=r"^Sequential has no attention: "):
         fxslim.compile(model, 0.5, example())
 
 
@@ -353,22 +354,28 @@ def test_a_model_whose_attention_is_all_refused_is_an_error_with_every_reason():
     model, inputs = HANDWRITTEN["talking-heads"]()
     with pytest.raises(fxslim.UnsupportedSite) as caught:
         fxslim.compile(model, 0.5, inputs)
+    reason = "its heads are mixed with each other between the query and the scores"
     assert str(caught.value).splitlines() == [
         "Stack has attention, but none of it can be pruned:",
-        "  layers.0.attention: its heads are mixed with each other between the query and the scores",
-        "  layers.1.attention: its heads are mixed with each other between the query and the scores",
+        f"  layers.0.attention: {reason}",
+        f"  layers.1.attention: {reason}",
     ]
 
 
 def test_a_plan_that_names_a_refused_site_is_an_error():
     _, _, program = captured("one-of-three")
     plan = fxslim.PruningPlan({"layers.0.attention": []}, 0.5)
-    with pytest.raises(fxslim.UnsupportedSite, match="^'layers.0.attention' cannot be pruned: its"):
+    with pytest.raises(fxslim.UnsupportedSite, match=r"^'layers.0.attention' cannot be"):
         fxslim.compile(program, plan=plan)
 
 
-def test_a_sparsity_too_small_for_any_head_is_no_silence():
-    model = Attention(kv_heads=2)
-    with pytest.raises(ValueError, match="no head"):
-        fxslim.compile(Attention(), 0.1, example())
-    assert model is not None
+@pytest.mark.parametrize("options", [{"sparsity": 0.2}, {"sparsity": 0.5, "min_heads": 4}])
+def test_a_model_that_comes_back_whole_is_no_silence(options):
+    with pytest.warns(UserWarning, match=r"^fxslim.compile: no head was removed: .* of 4 is less"):
+        slim = fxslim.compile(Attention(), example_inputs=example(), **options)
+    assert slim.meta["fxslim"].plan.sparsity == 0
+
+
+def test_nothing_is_said_where_nothing_was_to_go():
+    x, model = example(), Attention()
+    torch.testing.assert_close(fxslim.compile(model, 0, x)(x), model(x))

@@ -13,6 +13,7 @@ from tests.models import (
     Attention,
     Residual,
     example,
+    grouped_core,
     merge,
     softmax_core,
     split,
@@ -158,3 +159,23 @@ def test_heads_selected_from_slopes_can_be_narrowed_again():
     direct = fxslim.narrow(program, fxslim.PruningPlan({"attention": [0, 3]}, 0.5))
     call = call_of(inputs)
     assert compare(call.on(twice), call.on(direct)).relative < 1e-6
+
+
+class Fused(nn.Module):
+    """Two KV heads for four query heads, all in one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 8 * HEAD_DIM)
+        self.o = nn.Linear(4 * HEAD_DIM, WIDTH)
+
+    def forward(self, x):
+        q, k, v = (split(y) for y in self.qkv(x).split([8, 4, 4], -1))
+        return self.o(merge(grouped_core(q, k, v)))
+
+
+def test_the_keys_of_a_fused_weight_are_told_from_its_queries():
+    (site,) = sites_of(Fused())
+    assert (site.kind, site.num_kv_heads) == ("gqa", 2)
+    assert site.query[0].index.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert site.key[0].index.tolist() == [[8, 9, 12, 13], [10, 11, 14, 15]]

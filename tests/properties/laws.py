@@ -76,8 +76,7 @@ class Program:
                 assert site.num_heads == t.spec.heads, site
                 assert site.query, site
                 assert site.output, site
-                if not t.spec.fused:  # a fused weight does not tell which of its rows are keys
-                    assert site.num_kv_heads == t.spec.kv_heads, site
+                assert site.num_kv_heads == t.spec.kv_heads, site
                 if t.spec.kv_heads > 1:  # one head for all is no head axis of the weight
                     assert site.key, site
                     assert site.value, site

@@ -51,11 +51,6 @@ class AttentionSpec:
         """Whether query head n attends to KV head n mod kv_heads."""
         return self.spread == "tile" and self.core not in ("grouped", "sdpa_gqa")
 
-    @property
-    def fused(self) -> bool:
-        """Whether one weight makes queries as well as keys."""
-        return self.projection in FUSED
-
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -119,7 +114,6 @@ SELF_PROJECTIONS = [
 ]  # fmt: skip
 CROSS_PROJECTIONS = ["separate", "matmul", "fused_weight", "packed", "einsum", "conv", "module"]
 PROJECTIONS = {True: SELF_PROJECTIONS, False: CROSS_PROJECTIONS}
-FUSED = ["fused", "sliced", "fused_weight", "interleaved", "stacked", "addmm"]
 CORES = ["sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa"]
 NEED_SCORES = {"talking_before", "talking_after", "probabilities", "max_of_scores"}
 DISTRACTORS = [

@@ -1,0 +1,37 @@
+"""Random transformers: the laws of `laws.py` hold for all of them."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.properties.laws import Program, plans
+from tests.properties.specs import specs
+
+UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+
+
+def check(spec, data):
+    program = Program(spec)
+    program.capture_computes_the_model()
+    program.every_attention_is_found_and_nothing_else()
+    program.coupled_heads_are_refused()
+    program.only_shared_weights_couple_sites()
+    program.an_empty_plan_changes_nothing()
+    program.permuting_a_free_axis_changes_nothing(data)
+    if program.prunable:
+        program.slim_equals_masked(data.draw(plans(program.prunable), label="plan"))
+        first = data.draw(plans(program.prunable, least=1), label="first plan")
+        program.two_steps_equal_one(first, data)
+
+
+@settings(max_examples=25, derandomize=True, suppress_health_check=UNHURRIED)
+@given(spec=specs(), data=st.data())
+def test_random_programs(spec, data):
+    check(spec, data)
+
+
+@pytest.mark.fuzz
+@settings(max_examples=20_000, suppress_health_check=UNHURRIED)
+@given(spec=specs(), data=st.data())
+def test_many_random_programs(spec, data):
+    check(spec, data)
