@@ -9,7 +9,7 @@ import operator
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -162,7 +162,7 @@ def _export(
     for note, choice in _attempts(dynamic):
         for inputs in _example_variants(given, choice):
             try:
-                exported = _export_once(model, *inputs, choice)
+                exported = _export_once(model, *inputs, choice, notes)
             except Exception as error:  # noqa: BLE001  whatever PyTorch raises is its reason
                 failures.append(error)
             else:
@@ -192,14 +192,21 @@ def _example_variants(
 
 
 def _export_once(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    choice: Choice,
+    notes: list[str],
 ) -> ExportedProgram:
     with torch.no_grad() if not model.training else torch.enable_grad():
         exported = _traced(model, args, kwargs, choice, {})
         ties = _ties(exported, len(pytree.tree_leaves((args, kwargs))))
         if ties:
-            with suppress(Exception):  # what was captured before is right, only less symbolic
+            try:
                 exported = _traced(model, args, kwargs, choice, ties)
+            except Exception as error:  # noqa: BLE001  the first capture is right, only less exact
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                notes.insert(0, f"input sizes that must agree could not be tied: {said}")
         functional: ExportedProgram = exported.run_decompositions({})
         return functional
 
