@@ -20,24 +20,31 @@ __all__ = ["check_shapes", "narrow_shapes"]
 
 
 def narrow_shapes(axes: AxisMap, keep: Keep, nodes: Iterable[fx.Node]) -> None:
-    """Give each node the fake tensors that its axes say it has once they are narrow."""
+    """Give each node the fake tensors that its axes say it has once they are narrow.
+
+    A fake tensor has no values: nodes of one shape share one, since each takes long to make.
+    """
+    made: dict[Any, torch.Tensor] = {}
+
+    def narrow(value: torch.Tensor, dims: Dims) -> torch.Tensor:
+        sizes = [_narrow_size(n, dim, keep) for n, dim in zip(value.shape, dims, strict=True)]
+        if all(new is old for new, old in zip(sizes, value.shape, strict=True)):
+            return value
+        key = (tuple(map(str, sizes)), value.dtype, value.device)
+        if key not in made:
+            with value.fake_mode:  # type: ignore[attr-defined]
+                made[key] = torch.empty(sizes, dtype=value.dtype, device=value.device)
+        return made[key]
+
     for node in nodes:
         value, dims = node.meta.get("val"), axes.dims[node]
         if isinstance(value, torch.Tensor):
-            node.meta["val"] = _narrow(value, dims[0], keep)
+            node.meta["val"] = narrow(value, dims[0])
         elif isinstance(value, (tuple, list)):
             results = iter(dims)
             node.meta["val"] = type(value)(
-                _narrow(v, next(results), keep) if isinstance(v, torch.Tensor) else v for v in value
+                narrow(v, next(results)) if isinstance(v, torch.Tensor) else v for v in value
             )
-
-
-def _narrow(value: torch.Tensor, dims: Dims, keep: Keep) -> torch.Tensor:
-    sizes = [_narrow_size(n, dim, keep) for n, dim in zip(value.shape, dims, strict=True)]
-    if all(new is old for new, old in zip(sizes, value.shape, strict=True)):
-        return value
-    with value.fake_mode:  # type: ignore[attr-defined]
-        return torch.empty(sizes, dtype=value.dtype, device=value.device)
 
 
 def _narrow_size(n: int | torch.SymInt, dim: Dim, keep: Keep) -> int | torch.SymInt:
@@ -59,31 +66,53 @@ def check_shapes(program: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
     Raises:
         VerificationError: PyTorch gives another shape than the node has been given, or refuses.
     """
-    mode = FakeTensorMode()
-    known: dict[Any, torch.Tensor] = {}
-
-    def example(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            key = (_example_shape(value), value.dtype, value.device)
-            if key not in known:
-                with mode:
-                    known[key] = torch.empty(key[0], dtype=value.dtype, device=value.device)
-            return known[key]
-        return graph.example_size(value) if isinstance(value, torch.SymInt) else value
-
+    infer = _Inference()
     for node in nodes:
         if node.op == "get_attr":
             _agree(node, graph.attribute(program, str(node.target)), node.meta["val"])
         elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            arguments = fx.map_arg((node.args, node.kwargs), lambda n: example(n.meta.get("val")))
-            with mode, torch.no_grad():
-                try:
-                    result = node.target(*arguments[0], **arguments[1])
-                except (RuntimeError, IndexError, ValueError) as error:
-                    raise VerificationError(
-                        _disagreement(node, f"PyTorch refuses: {error}")
-                    ) from error
-            _agree(node, result, node.meta["val"])
+            _agree(node, infer(node), node.meta["val"])
+
+
+class _Inference:
+    """What PyTorch makes of calls at the sizes of the example; calls that are alike once."""
+
+    def __init__(self) -> None:
+        self._mode = FakeTensorMode()
+        self._operands: dict[Any, torch.Tensor] = {}
+        self._results: dict[tuple[Any, str], Any] = {}
+
+    def __call__(self, node: fx.Node) -> Any:
+        call = fx.map_arg((node.args, node.kwargs), lambda n: _signature(n.meta.get("val")))
+        key = (node.target, str(call))
+        if key not in self._results:
+            operands = fx.map_arg((node.args, node.kwargs), self._operand)
+            self._results[key] = self._infer(node, *operands)
+        return self._results[key]
+
+    def _operand(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            return _signature(value)
+        key = _signature(value)
+        if key not in self._operands:
+            with self._mode:
+                self._operands[key] = torch.empty(key[0], dtype=value.dtype, device=value.device)
+        return self._operands[key]
+
+    def _infer(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        try:
+            with self._mode, torch.no_grad():
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise VerificationError(_disagreement(node, f"PyTorch refuses: {error}")) from error
+
+
+def _signature(value: Any) -> Any:
+    """What a result's shape can depend on."""
+    if isinstance(value, torch.Tensor):
+        return _example_shape(value), value.dtype, value.device
+    return graph.example_size(value) if isinstance(value, torch.SymInt) else value
 
 
 def _example_shape(value: torch.Tensor) -> tuple[int, ...]:
