@@ -11,9 +11,10 @@ from fxslim.errors import (
     UnsupportedSite,
     VerificationError,
 )
+from fxslim.locate import find_attention
 from fxslim.plan import PruningPlan, plan
 from fxslim.show import show
-from fxslim.sites import AttentionSite, Projection, find_attention
+from fxslim.sites import AttentionSite, Projection
 from fxslim.verify import verify
 
 __all__ = [

@@ -15,10 +15,11 @@ from fxslim.capture import as_program
 from fxslim.criteria import Criterion, LossFn, chosen
 from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
+from fxslim.locate import locate
 from fxslim.passes import InsertHeadMasks, Narrow
 from fxslim.plan import PruningPlan, Scope, check_plan, check_target
 from fxslim.plan import plan as make_plan
-from fxslim.sites import AttentionSite, Located, locate
+from fxslim.sites import AttentionSite, Located
 from fxslim.verify import verify as check
 
 __all__ = ["Report", "compile", "insert_head_masks", "narrow", "score"]

@@ -1,22 +1,23 @@
 """Cores: scores from two activations, normalised along the key length, summed with a third.
 
 No operator is named here.  A core starts at an operator whose row says that it makes probabilities
-(or is a whole attention); the contraction of two activations before it and the contraction over the
-key length after it are found by following axes, whatever views, masks and scales lie between.
+(or is a whole attention); see `fxslim.operands` for what lies around it.  Its heads are the axes of
+the probabilities that a projection brings in and an output projection sums over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap, Use
-from fxslim.axes import Axis, Dim, leaves, members, resolve, size
+from fxslim.axes import Axis, Dim, leaves, resolve
 from fxslim.calls import Contraction
-from fxslim.rules import row_for
+from fxslim.follow import closure, operands_with, sums
+from fxslim.operands import Operands, find_operands
 from fxslim.weights import Weights
 
 __all__ = ["Core", "find_cores"]
@@ -58,39 +59,11 @@ class Core:
         return frozenset(weight for weight, _ in self.projections["query"])
 
 
-@dataclass(frozen=True)
-class _Operands:
-    """What a core is made of, before its heads are known."""
-
-    node: fx.Node
-    probabilities: Dim
-    query: list[fx.Node]
-    key: list[fx.Node]
-    value: list[fx.Node]
-    context: list[fx.Node]
-    keys: set[Axis]
-    head_dim: int
-
-
 def find_cores(axis_map: AxisMap, weights: Weights) -> list[Core]:
     """Every core of the program, in the order of its graph."""
     finder = _Finder(axis_map, weights)
-    found = []
-    for node in axis_map.dims:
-        row = row_for(node) if node.op == "call_function" else None
-        if row is None:
-            continue
-        operands: _Operands | None
-        if row.attention is not None:
-            operands = finder.whole(node, row.attention)
-        elif row.probability:
-            operands = finder.around(node)
-        else:
-            continue
-        core = finder.core(operands) if operands is not None else None
-        if core is not None:
-            found.append(core)
-    return found
+    cores = (finder.core(operands) for operands in find_operands(axis_map, weights))
+    return [core for core in cores if core is not None]
 
 
 class _Finder:
@@ -98,140 +71,8 @@ class _Finder:
         self.axis_map = axis_map
         self.weights = weights
         self.order = {node: i for i, node in enumerate(axis_map.program.graph.nodes)}
-        self.contexts: set[fx.Node] = set()
 
-    # ------------------------------------------------------------------- what the core is made of
-
-    def whole(self, node: fx.Node, names: tuple[str, str, str]) -> _Operands:
-        """The operands of an operator that is a whole attention."""
-        arguments = graph.arguments(node)
-        query, key, value = (arguments[name] for name in names)
-        dims = self.axis_map.of(node)
-        self.contexts.add(node)
-        return _Operands(
-            node,
-            tuple(axis for dim in dims[:-1] for axis in dim),
-            [query],
-            [key],
-            [value],
-            [node],
-            set(members(self.axis_map.seen_by(node, key)[-2])),
-            size(self.axis_map.seen_by(node, query)[-1]),
-        )
-
-    def around(self, node: fx.Node) -> _Operands | None:
-        """The contractions before and after an operator that makes probabilities.
-
-        The values are summed over the dimension that is normalised; in slot attention, which
-        normalises over the queries, over another.
-        """
-        dims = self.axis_map.of(node)
-        if not dims:
-            return None
-        along = self.axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
-        others = [i for i in reversed(range(len(dims))) if i != along]
-        found = (self._summed_over(node, position) for position in (along, *others))
-        operands = next((operands for operands in found if operands is not None), None)
-        self.contexts.update(operands.context if operands else ())
-        return operands
-
-    def _summed_over(self, node: fx.Node, along: int) -> _Operands | None:
-        """The operands of a core whose values are summed over dimension `along`."""
-        dims = self.axis_map.of(node)
-        keys = set(members(dims[along]))
-        scores = self._scores(node, keys)
-        context, value = self._context(node, keys)
-        if not scores or not context:
-            return None
-        query, key, widths = [], [], []
-        for product in scores:
-            first, second = self._query_and_key(product, keys)
-            query.append(first)
-            key.append(second)
-            widths.append(self._width(product, first))
-        others = tuple(axis for i, dim in enumerate(dims) if i != along for axis in dim)
-        return _Operands(node, others, query, key, value, context, keys, widths[0])
-
-    def _scores(self, node: fx.Node, keys: set[Axis]) -> list[fx.Node]:
-        """The contractions of two activations that the probabilities are made of."""
-        found = []
-        for earlier in _closure([node], lambda n: self._operands_with(n, keys, self._is_scores)):
-            if self._is_scores(earlier) and earlier not in {node, *self.contexts}:
-                found.append(earlier)
-        return sorted(found, key=self.order.__getitem__)
-
-    def _operands_with(
-        self, node: fx.Node, axes: set[Axis], stop: Callable[[fx.Node], bool]
-    ) -> Iterable[fx.Node]:
-        """The operands from which `node` has `axes`: not those that it sums over them."""
-        if stop(node):
-            return ()
-        inputs = graph.tensor_inputs(node)
-        return (n for n in inputs if (self.axis_map.axes(n) - self._over(node, n)) & axes)
-
-    def _is_scores(self, node: fx.Node) -> bool:
-        """Two activations contracted; or an activation with a weight that has heads of its own."""
-        contractions = self.axis_map.contractions.get(node, [])
-        operands = list(dict.fromkeys(c.operand for c in contractions))
-        data = self.weights.data_operands(contractions)
-        if len(operands) < 2 or not data:
-            return len(contractions) > 1 and len(operands) == 1 and bool(data)
-        if len(data) > 1:
-            return True
-        first, second = (self.axis_map.axes(n) - self._over(node, n) for n in operands[:2])
-        return bool(first & second)
-
-    def _query_and_key(self, product: fx.Node, keys: set[Axis]) -> tuple[fx.Node, fx.Node]:
-        """Which operand is the key: the one with the key length; by position if both have it."""
-        contractions = self.axis_map.contractions[product]
-        first, last = contractions[0].operand, contractions[-1].operand
-        has = [bool(self.axis_map.axes(n) & keys) for n in (first, last)]
-        return (last, first) if has == [True, False] else (first, last)
-
-    def _width(self, product: fx.Node, query: fx.Node) -> int:
-        return next(size(c.dim) for c in self.axis_map.contractions[product] if c.operand is query)
-
-    def _context(self, node: fx.Node, keys: set[Axis]) -> tuple[list[fx.Node], list[fx.Node]]:
-        """The contractions over the key length that the probabilities reach, and the values."""
-        path, own = {node}, self.axis_map.axes(node)
-        stack, context, values = [node], [], []
-        while stack:
-            value = stack.pop()
-            for user in value.users:
-                summed = self._sums(user, value, keys)
-                if summed:
-                    context.append(user)
-                    values += self._others(user, value, path)
-                elif user not in path and self._has(user, keys) and own >= self._over(user, value):
-                    path.add(user)
-                    stack.append(user)
-        return list(dict.fromkeys(context)), list(dict.fromkeys(values))
-
-    def _over(self, user: fx.Node, operand: fx.Node) -> set[Axis]:
-        """The axes of `operand` that `user` sums over."""
-        contractions = self.axis_map.contractions.get(user, ())
-        return {axis for c in contractions if c.operand is operand for axis in members(c.dim)}
-
-    def _has(self, node: fx.Node, axes: set[Axis]) -> bool:
-        return node.op != "output" and bool(self.axis_map.axes(node) & axes)
-
-    def _sums(self, user: fx.Node, operand: fx.Node, axes: set[Axis]) -> list[Contraction]:
-        """The contractions in which `user` sums over `axes` of `operand`."""
-        return [
-            c
-            for c in self.axis_map.contractions.get(user, ())
-            if c.operand is operand and set(members(c.dim)) & axes
-        ]
-
-    def _others(self, user: fx.Node, operand: fx.Node, path: set[fx.Node]) -> list[fx.Node]:
-        """What the probabilities are multiplied by: in the contraction, or just before it."""
-        operands = [c.operand for c in self.axis_map.contractions[user]]
-        others = [n for n in operands if n is not operand]
-        return others or [n for n in graph.tensor_inputs(operand) if n not in path]
-
-    # ------------------------------------------------------------------------------- its heads
-
-    def core(self, parts: _Operands) -> Core | None:
+    def core(self, parts: Operands) -> Core | None:
         """The core with its heads, or None if what lies around is no attention."""
         candidates = {
             leaf
@@ -278,7 +119,7 @@ class _Finder:
             refusal=refusal,
         )
 
-    def _may_be_heads(self, leaf: Axis, parts: _Operands) -> bool:
+    def _may_be_heads(self, leaf: Axis, parts: Operands) -> bool:
         """Whether a projection brings the leaf in, or a learned query has it."""
         if leaf in self.weights.produced:
             return True
@@ -294,8 +135,8 @@ class _Finder:
         if not axes:
             return []
         found = []
-        carrying = lambda n: self._operands_with(n, axes, lambda _: False)  # noqa: E731
-        for node in _closure(operands, carrying):
+        carrying = lambda n: operands_with(self.axis_map, n, axes)  # noqa: E731
+        for node in closure(operands, carrying):
             for contraction in self.axis_map.contractions.get(node, ()):
                 if self.weights.brought_in(node, contraction) & axes:
                     behind = self.weights.behind(contraction.operand, axes)
@@ -306,7 +147,7 @@ class _Finder:
 
     def _headless(
         self,
-        parts: _Operands,
+        parts: Operands,
         candidates: set[Axis],
         projections: dict[str, list[tuple[fx.Node, fx.Node]]],
     ) -> Core | None:
@@ -329,7 +170,7 @@ class _Finder:
             refusal=reason,
         )
 
-    def _why_headless(self, parts: _Operands, candidates: set[Axis]) -> str:
+    def _why_headless(self, parts: Operands, candidates: set[Axis]) -> str:
         nodes = [*parts.query, *parts.key, *parts.value, parts.node]
         found = [x.block for n in nodes for x in self.axis_map.axes(n) if x.block]
         unruled = next((block for block in found if block.unruled), None)
@@ -356,11 +197,11 @@ class _Finder:
 
         return any(
             self.weights.is_weight(contraction.operand)
-            for node in _closure([operand], back)
+            for node in closure([operand], back)
             for contraction in self.axis_map.contractions.get(node, ())
         )
 
-    def _is_cross(self, parts: _Operands) -> bool:
+    def _is_cross(self, parts: Operands) -> bool:
         """Keys of another length axis, that are not made from what the queries are made from."""
         query, key = parts.query[0], parts.key[0]
         if parts.keys & self.axis_map.axes(query):
@@ -368,11 +209,11 @@ class _Finder:
         source = self._input_of(query)
         start = self.order[source]
         later = lambda n: (x for x in graph.tensor_inputs(n) if self.order[x] >= start)  # noqa: E731
-        return source not in _closure([self._input_of(key)], later)
+        return source not in closure([self._input_of(key)], later)
 
     def _input_of(self, operand: fx.Node) -> fx.Node:
         """The activation that the nearest projection behind `operand` is applied to."""
-        for node in _closure([operand], graph.tensor_inputs):
+        for node in closure([operand], graph.tensor_inputs):
             data = self.weights.data_operands(self.axis_map.contractions.get(node, []))
             if data:
                 return data[0]
@@ -380,14 +221,14 @@ class _Finder:
 
     # -------------------------------------------------------------------- its end and its sides
 
-    def _ends(self, parts: _Operands, heads: set[Axis]) -> list[End]:
+    def _ends(self, parts: Operands, heads: set[Axis]) -> list[End]:
         """Where the heads of the context are summed over."""
         seen, stack = set(parts.context), list(parts.context)
         found: dict[tuple[fx.Node, fx.Node, int], End] = {}
         while stack:
             value = stack.pop()
             for user in value.users:
-                for c in self._sums(user, value, heads):
+                for c in sums(self.axis_map, user, value, heads):
                     found[user, value, c.dimension] = (user, c)
                 if user not in seen and self.axis_map.axes(user) & heads:
                     seen.add(user)
@@ -404,7 +245,7 @@ class _Finder:
         }
         return tuple(leaf for leaf in heads if leaf in summed)
 
-    def _without_rows(self, heads: tuple[Axis, ...], parts: _Operands) -> tuple[Axis, ...]:
+    def _without_rows(self, heads: tuple[Axis, ...], parts: Operands) -> tuple[Axis, ...]:
         """The leaves without the positions of a learned query, which keys and values lack."""
         learned = (self.axis_map.axes(n) for n in parts.query if self.weights.sources.get(n))
         others = (self.axis_map.axes(n) for n in (*parts.key, *parts.value))
@@ -417,7 +258,7 @@ class _Finder:
         """Operands that carry the heads and come from none of the core's projections."""
         products = {product for pairs in projections.values() for _, product in pairs}
         after = lambda n: (u for u in n.users if self.axis_map.axes(u) & heads)  # noqa: E731
-        region = _closure(products, after)
+        region = closure(products, after)
         found: dict[Use, frozenset[fx.Node]] = {}
         for node in region:
             contracted = {c.operand for c in self.axis_map.contractions.get(node, ())}
@@ -425,25 +266,11 @@ class _Finder:
                 if operand in region or operand in contracted or node in products:
                     continue
                 if {x for d in self.axis_map.seen_by(node, operand) for x in leaves(d)} & heads:
-                    back = lambda n: self._operands_with(n, heads, lambda _: False)  # noqa: E731
-                    found[node, operand] = frozenset(_closure([operand], back))
+                    back = lambda n: operands_with(self.axis_map, n, heads)  # noqa: E731
+                    found[node, operand] = frozenset(closure([operand], back))
         return found
 
 
 def _carrying(dim: Dim, axes: set[Axis]) -> Dim:
     """The factors of `dim` that carry any of `axes`."""
     return tuple(factor for factor in resolve(dim) if set(leaves((factor,))) & axes)
-
-
-def _closure(
-    start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]
-) -> dict[fx.Node, None]:
-    """All nodes that `step` leads to from `start`, nearest first."""
-    seen: dict[fx.Node, None] = dict.fromkeys(start)
-    queue = list(seen)
-    for node in queue:
-        for other in step(node):
-            if other not in seen:
-                seen[other] = None
-                queue.append(other)
-    return seen

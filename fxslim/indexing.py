@@ -13,10 +13,12 @@ import torch
 from torch import fx
 
 from fxslim import graph
-from fxslim.axes import Dim, fresh, side_by_side, size
+from fxslim.axes import Dim, fresh, size
 from fxslim.calls import Call, Dims, RuleMismatch
 from fxslim.notation import broadcast, joined
-from fxslim.views import cut_out, read_everything, replaced
+from fxslim.pieces import cut_out
+from fxslim.refine import side_by_side
+from fxslim.views import read_everything, replaced
 
 __all__ = ["gather", "index", "index_put", "index_select", "scatter"]
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxslim.axes import Block, Dim, block, fresh, join, size
+from fxslim.axes import Block, Dim, block, fresh, size
 from fxslim.calls import Call, Dims, RuleMismatch
 from fxslim.graph import is_symbolic
+from fxslim.refine import join
 
 __all__ = ["Pattern", "joined"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import string
 
-from fxslim.axes import Dim, fresh, regroup, size
+from fxslim.axes import Dim, fresh, size
 from fxslim.calls import Call, Dims, RuleMismatch
 from fxslim.notation import Pattern, broadcast, joined
+from fxslim.refine import regroup
 
 __all__ = [
     "batch_norm",

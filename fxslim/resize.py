@@ -16,8 +16,10 @@ import torch
 from torch import fx
 
 from fxslim import graph
-from fxslim.axes import Dim, Keep, kept_positions, narrowed_size, regroup, size
+from fxslim.axes import Dim, size
 from fxslim.calls import Call, Dims
+from fxslim.positions import Keep, kept_positions, narrowed_size
+from fxslim.refine import regroup
 
 __all__ = [
     "Resize",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxslim import graph, indexing, products, resize, views
+from fxslim import graph, indexing, pieces, products, resize, views
 from fxslim.calls import Call, Dims
 from fxslim.notation import Pattern
 from fxslim.resize import Resize
@@ -56,7 +56,7 @@ _READ_ALL = _row(views.read_everything)
 _SPATIAL = {rank: _row(views.spatial(rank)) for rank in (1, 2, 3)}
 _READ_DIM = _row(views.reads("dim"))
 _SOFTMAX = _row(views.reads("dim"), probability=True)
-_SPLIT = _row(views.split, resize.split_sizes)
+_SPLIT = _row(pieces.split, resize.split_sizes)
 
 RULES: dict[str, Row] = {
     "__and__": _SAME,
@@ -98,13 +98,13 @@ RULES: dict[str, Row] = {
     "bmm": _row("b m k, b k n -> b m n"),
     "broadcast_to": _row(views.expand, resize.result_sizes("size")),
     "bucketize": _row(views.first_against_all),
-    "cat": _row(views.concatenate),
+    "cat": _row(pieces.concatenate),
     "cdist": _row("... m d!, ... n d! -> ... m n"),
     "chunk": _SPLIT,
     "clone": _FIRST,
     "complex": _SAME,
-    "concat": _row(views.concatenate),
-    "constant_pad_nd": _row(views.pad),
+    "concat": _row(pieces.concatenate),
+    "constant_pad_nd": _row(pieces.pad),
     "contiguous": _FIRST,
     "conv1d": _row(products.convolution, resize.groups("weight", "groups")),
     "conv2d": _row(products.convolution, resize.groups("weight", "groups")),
@@ -146,7 +146,7 @@ RULES: dict[str, Row] = {
     "full": _CREATE,
     "full_like": _FIRST,
     "gather": _row(indexing.gather),
-    "glu": _row(views.halve),
+    "glu": _row(pieces.halve),
     "grid_sampler": _row(products.grid_sampler),
     "grid_sampler_2d": _row(products.grid_sampler),
     "group_norm": _row(products.group_norm, resize.groups("input", "num_groups")),
@@ -193,7 +193,7 @@ RULES: dict[str, Row] = {
     "ones": _CREATE,
     "ones_like": _FIRST,
     "outer": _row("m, n -> m n"),
-    "pad": _row(views.pad),
+    "pad": _row(pieces.pad),
     "permute": _row(views.permute),
     "pixel_shuffle": _READ_ALL,
     "pixel_unshuffle": _READ_ALL,
@@ -221,17 +221,17 @@ RULES: dict[str, Row] = {
     "scatter_add": _row(indexing.scatter),
     "scatter_reduce": _row(indexing.scatter),
     "searchsorted": _READ_ALL,
-    "select": _row(views.select, resize.position),
-    "select_scatter": _row(views.select_scatter, resize.position),
-    "slice": _row(views.sliced, resize.bounds),
-    "slice_scatter": _row(views.slice_scatter, resize.bounds),
+    "select": _row(pieces.select, resize.position),
+    "select_scatter": _row(pieces.select_scatter, resize.position),
+    "slice": _row(pieces.sliced, resize.bounds),
+    "slice_scatter": _row(pieces.slice_scatter, resize.bounds),
     "softmax": _SOFTMAX,
     "sort": _READ_DIM,
     "special_logit": _FIRST,
     "split": _SPLIT,
     "split_with_sizes": _SPLIT,
     "squeeze": _row(views.view, resize.unit_dims),
-    "stack": _row(views.stack),
+    "stack": _row(pieces.stack),
     "sum": _row(views.sum_over),
     "t": _row(views.transpose),
     "tensor_split": _SPLIT,
@@ -242,9 +242,9 @@ RULES: dict[str, Row] = {
     "triu": _row("... m! n! -> ... m n"),
     "triu_indices": _ENUMERATE,
     "type_as": _FIRST,
-    "unbind": _row(views.unbind),
+    "unbind": _row(pieces.unbind),
     "unflatten": _row(views.view, resize.unflattened),
-    "unfold": _row(views.unfold),
+    "unfold": _row(pieces.unfold),
     "unsafe_chunk": _SPLIT,
     "unsafe_split": _SPLIT,
     "unsafe_split_with_sizes": _SPLIT,

@@ -7,7 +7,7 @@ from torch import fx
 from fxslim import graph
 from fxslim.analysis import AxisMap
 from fxslim.axes import Axis, Dim, leaves, resolve
-from fxslim.sites import locate
+from fxslim.locate import locate
 
 __all__ = ["show"]
 

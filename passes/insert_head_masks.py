@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxslim.axes import Axis, coordinates, leaves, size
+from fxslim.axes import Axis, leaves, size
 from fxslim.calls import Dims
 from fxslim.passes.base import GraphPass, check_analysed, copy_program, infer_shapes, isolate
+from fxslim.positions import coordinates
 from fxslim.sites import Attention, Head, Located
 
 __all__ = ["InsertHeadMasks", "mask_name"]

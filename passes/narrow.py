@@ -11,7 +11,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim import graph
 from fxslim.analysis import AxisMap
-from fxslim.axes import Axis, Keep, kept_positions, leaves, narrowed_size, size
+from fxslim.axes import Axis, leaves, size
 from fxslim.calls import Dims
 from fxslim.passes.base import (
     GraphPass,
@@ -23,6 +23,7 @@ from fxslim.passes.base import (
 )
 from fxslim.passes.remove import remove_empty
 from fxslim.passes.shapes import check_shapes, narrow_shapes
+from fxslim.positions import Keep, kept_positions, narrowed_size
 from fxslim.rules import row_for
 
 __all__ = ["Narrow"]

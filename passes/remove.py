@@ -12,9 +12,10 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap
-from fxslim.axes import Dim, Keep, narrowed_size, resolve
+from fxslim.axes import Dim, resolve
 from fxslim.calls import Dims
 from fxslim.errors import PlanError
+from fxslim.positions import Keep, narrowed_size
 
 __all__ = ["remove_empty"]
 

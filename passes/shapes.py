@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxslim import graph
 from fxslim.analysis import AxisMap
-from fxslim.axes import Dim, Keep, narrowed_size, size
+from fxslim.axes import Dim, size
 from fxslim.calls import Dims
 from fxslim.errors import VerificationError
+from fxslim.positions import Keep, narrowed_size
 
 __all__ = ["check_shapes", "narrow_shapes"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fxslim import resize, views
+from fxslim import pieces, resize, views
 from fxslim.axes import fresh, size
 from fxslim.errors import VerificationError
 from fxslim.notation import Pattern
@@ -93,9 +93,9 @@ WRONG = {
     "arange counts anew": (views.create, aten.arange.default, 5),
     "expand has no sizes": (views.expand, aten.expand.default, x(4, 1), [4, 3]),
     "view has no sizes": (views.view, aten.view.default, x(12), [3, 4]),
-    "split has no widths": (views.split, aten.split_with_sizes.default, x(6, 2), [2, 4]),
-    "slice has no bounds": (views.sliced, aten.slice.Tensor, x(6), 0, 2, 6),
-    "select has no position": (views.select, aten.select.int, x(6, 2), 0, 3),
+    "split has no widths": (pieces.split, aten.split_with_sizes.default, x(6, 2), [2, 4]),
+    "slice has no bounds": (pieces.sliced, aten.slice.Tensor, x(6), 0, 2, 6),
+    "select has no position": (pieces.select, aten.select.int, x(6, 2), 0, 3),
     "pad is a copy": (views.elementwise, aten.pad.default, x(2, 5), [1, -1]),
 }
 RESIZE = {"repeat interleaves": resize.repeats}

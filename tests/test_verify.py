@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fxslim
-from fxslim.sites import locate
+from fxslim.locate import locate
 from tests.models import Attention, Residual, example
 
 PLAN = fxslim.PruningPlan({"layers.a": [0, 2], "layers.b": [1], "layers.c": [3]}, 0.5)

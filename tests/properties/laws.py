@@ -16,7 +16,8 @@ from torch.export import ExportedProgram
 import fxslim
 from fxslim import graph
 from fxslim.analysis import AxisMap, analyse
-from fxslim.axes import Axis, kept_positions, leaves
+from fxslim.axes import Axis, leaves
+from fxslim.positions import kept_positions
 from fxslim.rules import row_for
 from tests.properties.programs import Transformer, build, inputs_of
 from tests.properties.specs import Spec

@@ -1,0 +1,156 @@
+"""Exporting: `torch.export` with as many symbolic lengths as the model allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._guards import detect_fake_mode
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.utils import _pytree as pytree
+
+from fxslim.errors import CaptureError
+from fxslim.graph import holds
+
+__all__ = ["SYMBOLIC_LENGTHS", "export", "length_dims"]
+
+Choice = Callable[[torch.Tensor], list[int]]
+"""The dimensions of an input that are to be symbolic."""
+
+SYMBOLIC_LENGTHS = "batch and sequence lengths are symbolic"
+
+
+def _attempts(dynamic: bool) -> Iterator[tuple[str, Choice]]:
+    """Which dimensions to keep symbolic, from most to least."""
+    if dynamic:
+        yield SYMBOLIC_LENGTHS, length_dims
+        yield "static sequence length: only the batch size is symbolic", _batch
+        yield "static shapes: the program runs at the example's sizes only", lambda _: []
+    else:
+        yield "shapes fixed to the example's, as asked", lambda _: []
+
+
+def length_dims(tensor: torch.Tensor) -> list[int]:
+    """All dimensions of token ids, masks, waveforms and features; of pictures the batch."""
+    if tensor.is_floating_point() and tensor.ndim > 3:
+        return [0]
+    return list(range(tensor.ndim))
+
+
+def _batch(tensor: torch.Tensor) -> list[int]:
+    return [0] if tensor.ndim else []
+
+
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, notes: list[str]
+) -> ExportedProgram:
+    """Export with as many symbolic dimensions as the model allows."""
+    failures: list[Exception] = []
+    given = pytree.tree_map_only(torch.Tensor, _without_base, (args, kwargs))
+    for note, choice in _attempts(dynamic):
+        for inputs in _example_variants(given, choice):
+            try:
+                exported = _export_once(model, *inputs, choice, notes)
+            except Exception as error:  # noqa: BLE001  whatever PyTorch raises is its reason
+                failures.append(error)
+            else:
+                notes.append(note)
+                return exported
+    raise CaptureError(_explain(model, failures)) from failures[0]
+
+
+def _without_base(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is no view: export would compare a view's sizes with those of its base."""
+    return tensor.clone() if tensor._is_view() else tensor
+
+
+def _example_variants(
+    inputs: tuple[tuple[Any, ...], dict[str, Any]], choice: Choice
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The inputs; a batch of one is doubled first, because PyTorch fixes sizes of one."""
+    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.ndim]
+    if tensors and all(t.shape[0] == 1 for t in tensors) and any(choice(t) for t in tensors):
+
+        def double(leaf: Any) -> Any:
+            whole = isinstance(leaf, torch.Tensor) and leaf.ndim
+            return torch.cat([leaf, leaf]) if whole else leaf
+
+        yield pytree.tree_map(double, inputs)
+    yield inputs
+
+
+def _export_once(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    choice: Choice,
+    notes: list[str],
+) -> ExportedProgram:
+    with torch.no_grad() if not model.training else torch.enable_grad():
+        exported = _traced(model, args, kwargs, choice, {})
+        ties = _ties(exported, len(pytree.tree_leaves((args, kwargs))))
+        if ties:
+            try:
+                exported = _traced(model, args, kwargs, choice, ties)
+            except Exception as error:  # noqa: BLE001  the first capture is right, only less exact
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                notes.insert(0, f"input sizes that must agree could not be tied: {said}")
+        functional: ExportedProgram = exported.run_decompositions({})
+        return functional
+
+
+_Ties = Mapping[tuple[int, int], Any]
+"""Named sizes of inputs: (number of the input, dimension) to a `torch.export.Dim`."""
+
+
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice, ties: _Ties
+) -> ExportedProgram:
+    """Export with the dimensions of `choice` symbolic."""
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for i, leaf in enumerate(pytree.tree_leaves((args, kwargs))):
+        if isinstance(leaf, torch.Tensor) and choice(leaf):
+            chosen = (d for d in choice(leaf) if leaf.shape[d] != 1)
+            shapes[leaf] = {d: ties.get((i, d), Dim.AUTO) for d in chosen}
+    dynamic_shapes = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
+    exported: ExportedProgram = torch.export.export(
+        model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+    )
+    return exported
+
+
+def _ties(exported: ExportedProgram, count: int) -> _Ties:
+    """One name for input sizes that must be equal though the model never says so.
+
+    Where two inputs have a batch dimension each, tracing may rely on four times the one divided by
+    the other being four: an equation that holds for some sizes only, unless the two are one.
+    """
+    places = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
+    mode = detect_fake_mode(places)
+    environment = mode.shape_env if mode is not None else None
+    if environment is None:
+        return {}
+    relations = [environment.replace(guard.expr) for guard in environment.guards]
+    loose = {s for relation in relations if not holds(relation) for s in relation.free_symbols}
+    names: dict[int, Any] = {}
+    ties = {}
+    for i, value in enumerate(places[len(places) - count :]):
+        sizes: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
+        for d, n in enumerate(sizes):
+            if isinstance(n, torch.SymInt) and n.node.expr in loose:
+                ties[i, d] = names.setdefault(n.node.hint, Dim(f"size_{n.node.hint}"))
+    return ties
+
+
+def _explain(model: nn.Module, failures: list[Exception]) -> str:
+    first = str(failures[0]).strip().splitlines()
+    said = "\n".join(f"    {line}" for line in first[:12])
+    return (
+        f"torch.export could not capture {type(model).__name__}.\n"
+        f"PyTorch said ({type(failures[0]).__name__}):\n{said}\n"
+        "Try: other example_inputs (batch of 2 or more, every tensor the forward needs), a "
+        "submodule that exports by itself, or attn_implementation='eager' or 'sdpa' where the "
+        "model has both."
+    )

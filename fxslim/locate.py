@@ -1,0 +1,115 @@
+"""Locate: every attention of a program, as sites that say which of them are cut together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from fxslim.analysis import AxisMap, Use, analyse
+from fxslim.axes import Axis
+from fxslim.cores import Core, find_cores
+from fxslim.site_builder import SiteBuilder
+from fxslim.sites import Attention, AttentionSite, Located
+from fxslim.weights import Weights
+
+__all__ = ["find_attention", "locate"]
+
+
+def find_attention(program: fx.GraphModule) -> list[AttentionSite]:
+    """Find every attention of a captured program, in the order of the graph.
+
+    Args:
+        program: what `fxslim.capture` returned.
+
+    Returns:
+        One site an attention; those that cannot be pruned say why in `reason`.
+    """
+    return locate(program).sites
+
+
+def locate(program: fx.GraphModule) -> Located:
+    """Find every attention, selecting from shared side operands where sites would be coupled."""
+    select_at: set[Use] = set()
+    while True:
+        axis_map = analyse(program, select_at)
+        weights = Weights(axis_map)
+        cores = find_cores(axis_map, weights)
+        new = _uses_to_select(axis_map, cores) - select_at
+        if not new:
+            break
+        select_at |= new
+    groups = _by_output(cores)
+    attentions = [SiteBuilder(axis_map, weights, group, cores).build() for group in groups]
+    return Located(axis_map, tuple(_couple(_number(attentions))))
+
+
+def _uses_to_select(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
+    """Side operands of the scores that several sites share, or that somebody reads as a whole.
+
+    T5's position bias is owned by one layer and used by all: selecting where it is used leaves
+    every layer free to keep other heads.  Layers that share their weights stay together anyway.
+    """
+    owners: dict[fx.Node, set[frozenset[fx.Node]]] = {}
+    for core in cores:
+        for ancestors in core.side.values():
+            for node in ancestors:
+                owners.setdefault(node, set()).add(core.weights)
+    chosen: set[Use] = set()
+    for core in cores:
+        readers = {leaf.block.where for leaf in core.heads if leaf.block}
+        for use, ancestors in core.side.items():
+            shared = any(len(owners[node]) > 1 for node in ancestors)
+            if shared or any(node.name in readers for node in _related(ancestors, cores)):
+                chosen.add(use)
+    return chosen
+
+
+def _related(ancestors: frozenset[fx.Node], cores: Sequence[Core]) -> frozenset[fx.Node]:
+    """`ancestors`, and those of the side operands made from the same values."""
+    sides = (other for core in cores for other in core.side.values())
+    return ancestors.union(*(other for other in sides if other & ancestors))
+
+
+def _by_output(cores: Sequence[Core]) -> list[list[Core]]:
+    """Cores whose contexts end in the same output projection are one attention."""
+    groups: list[list[Core]] = []
+    place: dict[fx.Node, list[Core]] = {}
+    for core in cores:
+        found = next((place[node] for node, _ in core.ends if node in place), None)
+        if found is None:
+            found = []
+            groups.append(found)
+        found.append(core)
+        for node, _ in core.ends:
+            place[node] = found
+    return groups
+
+
+def _number(attentions: Sequence[Attention]) -> list[Attention]:
+    """Unique names: the second call of a layer is ``name@2``."""
+    seen: Counter[str] = Counter()
+    out = []
+    for attention in attentions:
+        name = attention.site.name
+        seen[name] += 1
+        if seen[name] > 1:
+            name = f"{name}@{seen[name]}"
+        out.append(replace(attention, site=replace(attention.site, name=name)))
+    return out
+
+
+def _couple(attentions: Sequence[Attention]) -> list[Attention]:
+    """Tell each site which others are cut along the same axis."""
+    users: dict[Axis, list[str]] = {}
+    for attention in attentions:
+        for axis in dict.fromkeys(attention.units):
+            users.setdefault(axis, []).append(attention.site.name)
+    out = []
+    for attention in attentions:
+        names = [n for axis in dict.fromkeys(attention.units) for n in users[axis]]
+        others = tuple(n for n in dict.fromkeys(names) if n != attention.site.name)
+        out.append(replace(attention, site=replace(attention.site, coupled=others)))
+    return out

@@ -1,0 +1,164 @@
+"""Operands: from an operator that makes probabilities to the products before and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxslim import graph
+from fxslim.analysis import AxisMap
+from fxslim.axes import Axis, Dim, members, size
+from fxslim.follow import closure, operands_with, summed_axes, sums
+from fxslim.rules import row_for
+from fxslim.weights import Weights
+
+__all__ = ["Operands", "find_operands"]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a core is made of, before its heads are known."""
+
+    node: fx.Node
+    probabilities: Dim
+    query: list[fx.Node]
+    key: list[fx.Node]
+    value: list[fx.Node]
+    context: list[fx.Node]
+    keys: set[Axis]
+    head_dim: int
+
+
+def find_operands(axis_map: AxisMap, weights: Weights) -> Iterator[Operands]:
+    """The operands of everything that looks like an attention, in the order of the graph."""
+    finder = _Finder(axis_map, weights)
+    for node in axis_map.dims:
+        row = row_for(node) if node.op == "call_function" else None
+        if row is not None and row.attention is not None:
+            yield finder.whole(node, row.attention)
+        elif row is not None and row.probability:
+            operands = finder.around(node)
+            if operands is not None:
+                yield operands
+
+
+class _Finder:
+    def __init__(self, axis_map: AxisMap, weights: Weights) -> None:
+        self.axis_map = axis_map
+        self.weights = weights
+        self.order = {node: i for i, node in enumerate(axis_map.program.graph.nodes)}
+        self.contexts: set[fx.Node] = set()
+
+    def whole(self, node: fx.Node, names: tuple[str, str, str]) -> Operands:
+        """The operands of an operator that is a whole attention."""
+        arguments = graph.arguments(node)
+        query, key, value = (arguments[name] for name in names)
+        dims = self.axis_map.of(node)
+        self.contexts.add(node)
+        return Operands(
+            node,
+            tuple(axis for dim in dims[:-1] for axis in dim),
+            [query],
+            [key],
+            [value],
+            [node],
+            set(members(self.axis_map.seen_by(node, key)[-2])),
+            size(self.axis_map.seen_by(node, query)[-1]),
+        )
+
+    def around(self, node: fx.Node) -> Operands | None:
+        """The contractions before and after an operator that makes probabilities.
+
+        The values are summed over the dimension that is normalised; in slot attention, which
+        normalises over the queries, over another.
+        """
+        dims = self.axis_map.of(node)
+        if not dims:
+            return None
+        along = self.axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
+        others = [i for i in reversed(range(len(dims))) if i != along]
+        found = (self._summed_over(node, position) for position in (along, *others))
+        operands = next((operands for operands in found if operands is not None), None)
+        self.contexts.update(operands.context if operands else ())
+        return operands
+
+    def _summed_over(self, node: fx.Node, along: int) -> Operands | None:
+        """The operands of a core whose values are summed over dimension `along`."""
+        dims = self.axis_map.of(node)
+        keys = set(members(dims[along]))
+        scores = self._scores(node, keys)
+        context, value = self._context(node, keys)
+        if not scores or not context:
+            return None
+        query, key, widths = [], [], []
+        for product in scores:
+            first, second = self._query_and_key(product, keys)
+            query.append(first)
+            key.append(second)
+            widths.append(self._width(product, first))
+        others = tuple(axis for i, dim in enumerate(dims) if i != along for axis in dim)
+        return Operands(node, others, query, key, value, context, keys, widths[0])
+
+    def _scores(self, node: fx.Node, keys: set[Axis]) -> list[fx.Node]:
+        """The contractions of two activations that the probabilities are made of."""
+
+        def back(n: fx.Node) -> Iterable[fx.Node]:
+            return () if self._is_scores(n) else operands_with(self.axis_map, n, keys)
+
+        earlier = (n for n in closure([node], back) if n not in {node, *self.contexts})
+        return sorted(filter(self._is_scores, earlier), key=self.order.__getitem__)
+
+    def _is_scores(self, node: fx.Node) -> bool:
+        """Two activations contracted; or an activation with a weight that has heads of its own."""
+        contractions = self.axis_map.contractions.get(node, [])
+        operands = list(dict.fromkeys(c.operand for c in contractions))
+        data = self.weights.data_operands(contractions)
+        if len(operands) < 2 or not data:
+            return len(contractions) > 1 and len(operands) == 1 and bool(data)
+        if len(data) > 1:
+            return True
+        first, second = (
+            self.axis_map.axes(n) - summed_axes(self.axis_map, node, n) for n in operands[:2]
+        )
+        return bool(first & second)
+
+    def _query_and_key(self, product: fx.Node, keys: set[Axis]) -> tuple[fx.Node, fx.Node]:
+        """Which operand is the key: the one with the key length; by position if both have it."""
+        contractions = self.axis_map.contractions[product]
+        first, last = contractions[0].operand, contractions[-1].operand
+        has = [bool(self.axis_map.axes(n) & keys) for n in (first, last)]
+        return (last, first) if has == [True, False] else (first, last)
+
+    def _width(self, product: fx.Node, query: fx.Node) -> int:
+        return next(size(c.dim) for c in self.axis_map.contractions[product] if c.operand is query)
+
+    def _context(self, node: fx.Node, keys: set[Axis]) -> tuple[list[fx.Node], list[fx.Node]]:
+        """The contractions over the key length that the probabilities reach, and the values."""
+        path, own = {node}, self.axis_map.axes(node)
+        stack, context, values = [node], [], []
+        while stack:
+            value = stack.pop()
+            for user in value.users:
+                summed = sums(self.axis_map, user, value, keys)
+                if summed:
+                    context.append(user)
+                    values += self._others(user, value, path)
+                elif (
+                    user not in path
+                    and self._has(user, keys)
+                    and own >= summed_axes(self.axis_map, user, value)
+                ):
+                    path.add(user)
+                    stack.append(user)
+        return list(dict.fromkeys(context)), list(dict.fromkeys(values))
+
+    def _has(self, node: fx.Node, axes: set[Axis]) -> bool:
+        return node.op != "output" and bool(self.axis_map.axes(node) & axes)
+
+    def _others(self, user: fx.Node, operand: fx.Node, path: set[fx.Node]) -> list[fx.Node]:
+        """What the probabilities are multiplied by: in the contraction, or just before it."""
+        operands = [c.operand for c in self.axis_map.contractions[user]]
+        others = [n for n in operands if n is not operand]
+        return others or [n for n in graph.tensor_inputs(operand) if n not in path]

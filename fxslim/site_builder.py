@@ -1,0 +1,203 @@
+"""From the cores of one attention to a site: its heads, its projections, or why it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+
+import torch
+from torch import fx
+
+from fxslim import graph
+from fxslim.analysis import AxisMap
+from fxslim.axes import Axis, leaves, size
+from fxslim.cores import Core
+from fxslim.positions import coordinates
+from fxslim.sites import Attention, AttentionSite, Head, Projection
+from fxslim.weights import Weights
+
+__all__ = ["SiteBuilder"]
+
+
+class SiteBuilder:
+    """Turns the cores of one attention into a site."""
+
+    def __init__(
+        self, axis_map: AxisMap, weights: Weights, cores: Sequence[Core], all_cores: Sequence[Core]
+    ) -> None:
+        self.axis_map = axis_map
+        self.weights = weights
+        self.cores = cores
+        self.all_cores = all_cores
+        self.leaves = list(dict.fromkeys(leaf for core in cores for leaf in core.heads))
+        self.heads = self._heads()
+        ends = {(node, c.operand, c.dimension): c for core in cores for node, c in core.ends}
+        self.ends = tuple((node, c) for (node, _, _), c in ends.items())
+
+    def build(self) -> Attention:
+        """The site, prunable or with the reason why not."""
+        reason = self._refusal()
+        units = () if reason else tuple(self._unit(head) for head in self.heads)
+        groups: dict[tuple[Axis, int], list[int]] = {}
+        for number, (head, axis) in enumerate(zip(self.heads, units, strict=False)):
+            groups.setdefault((axis, head[axis]), []).append(number)
+        query, key = self._projections("query"), self._projections("key")
+        value = self._projections("value")
+        kv_heads = max([p.index.shape[0] for p in (*key, *value)], default=1)
+        num_heads = max(len(self.heads), 1)
+        site = AttentionSite(
+            name=self._name(),
+            kind="mha" if kv_heads == num_heads else "gqa" if kv_heads > 1 else "mqa",
+            is_cross=any(core.is_cross for core in self.cores),
+            num_heads=num_heads,
+            num_kv_heads=kv_heads,
+            head_dim=self.cores[0].head_dim,
+            query=query,
+            key=key,
+            value=value,
+            output=self._outputs(),
+            unit=tuple(tuple(group) for group in groups.values()),
+            coupled=(),
+            prunable=not reason,
+            reason=reason,
+            cores=tuple(core.node.name for core in self.cores),
+        )
+        return Attention(site, tuple(self.heads), units, self.ends)
+
+    # -------------------------------------------------------------------------------------- heads
+
+    def _heads(self) -> list[Head]:
+        """Every combination of coordinates that occurs along the head axes, in order."""
+        found: dict[tuple[int, ...], Head] = {}
+        for core in self.cores:
+            for coordinate in zip(*(_along(core, leaf) for leaf in self.leaves), strict=True):
+                head = {a: c for a, c in zip(self.leaves, coordinate, strict=True) if c >= 0}
+                if head:
+                    found.setdefault(coordinate, head)
+        return list(found.values())
+
+    def _unit(self, head: Head) -> Axis:
+        """The axis along which a head is removed: the one its KV head has too, if that is free."""
+        carried = {leaf for core in self.cores for leaf in core.key_axes}
+        free = [axis for axis in head if not axis.block]
+        return max(free, key=lambda axis: (axis in carried, axis.size))
+
+    # ------------------------------------------------------------------------------------ refusal
+
+    def _refusal(self) -> str:
+        """Why no head can be removed; empty if they can."""
+        for core in self.cores:
+            if core.refusal:
+                return core.refusal
+        if len(self.heads) < 2:
+            return "there is one head only, so there is no head axis to cut"
+        for head in self.heads:
+            if all(axis.block for axis in head):
+                return self._blocked(next(iter(head)))
+        if not self.ends:
+            return "no output projection sums over its heads"
+        for node, contraction in self.ends:
+            if self.weights.summed_with(node, contraction) is None:
+                return f"{graph.user_name(node)} sums over the heads without a weight"
+        return self._summed_elsewhere()
+
+    def _blocked(self, axis: Axis) -> str:
+        assert axis.block is not None
+        node = next((n for n in self.axis_map.dims if n.name == axis.block.where), None)
+        if axis.block.unruled and node is not None:
+            return (
+                f"{graph.user_name(node)}: {axis.block.why}, so its effect on the heads is "
+                "unknown; a row in fxslim/rules.py makes it known"
+            )
+        where = graph.user_name(node) if node is not None else "the graph"
+        if axis.block.why.startswith("is "):
+            return f"the head axis {axis.block.why}: {where}; capture the model without it"
+        return f"{where} {axis.block.why.replace(' it', ' the head axis', 1)}"
+
+    def _summed_elsewhere(self) -> str:
+        known = {(n, c.operand, c.dimension) for core in self.all_cores for n, c in core.ends}
+        units = {self._unit(head) for head in self.heads}
+        for node, contractions in self.axis_map.contractions.items():
+            for c in contractions:
+                if self.weights.is_weight(c.operand) or not units & set(leaves(c.dim)):
+                    continue
+                if (node, c.operand, c.dimension) not in known:
+                    return (
+                        f"{graph.user_name(node)} mixes the heads before their context is complete"
+                    )
+        return ""
+
+    # -------------------------------------------------------------------------------- projections
+
+    def _projections(self, role: str) -> tuple[Projection, ...]:
+        found: dict[str, Projection] = {}
+        for core in self.cores:
+            for weight, user in core.projections[role]:
+                for projection in self._project(weight, user, own=role == "query"):
+                    found.setdefault(projection.weight, projection)
+        return tuple(found.values())
+
+    def _outputs(self) -> tuple[Projection, ...]:
+        found: dict[str, Projection] = {}
+        for node, contraction in self.ends:
+            for weight in self.weights.summed_with(node, contraction) or ():
+                for projection in self._project(weight, node, with_bias=False):
+                    found.setdefault(projection.weight, projection)
+        return tuple(found.values())
+
+    def _project(
+        self, weight: fx.Node, user: fx.Node, *, own: bool = True, with_bias: bool = True
+    ) -> Iterable[Projection]:
+        """`weight` as a projection: of every head's own positions, or of those that heads share."""
+        bias = self.weights.bias_of(user, weight) if with_bias else None
+        for position, dim in enumerate(self.axis_map.of(weight)):
+            carried = [leaf for leaf in self.leaves if leaf in set(leaves(dim))]
+            if carried:
+                shared = carried if own else _shared(carried, dim)
+                others = [leaf for leaf in carried if leaf not in shared]
+                index = _positions(self.heads, shared, dim, others)
+                yield Projection(str(weight.target), bias, position, index)
+
+    # --------------------------------------------------------------------------------------- name
+
+    def _name(self) -> str:
+        nodes = [core.node for core in self.cores] + [node for node, _ in self.ends]
+        paths = [graph.module_path(node).split(".") for node in nodes]
+        shared = list(takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False)))
+        common = ".".join(names[0] for names in shared)
+        return common or graph.module_path(self.cores[0].node) or "attention"
+
+
+def _along(core: Core, leaf: Axis) -> list[int]:
+    """For each position of the core's head factors, the coordinate along `leaf`."""
+    return coordinates(core.head_dim_factors, leaf)
+
+
+def _shared(carried: Sequence[Axis], dim: tuple[Axis, ...]) -> Sequence[Axis]:
+    """The leaves that a fused weight's keys carry: fewer than its queries, if those are grouped."""
+    columns = zip(*(coordinates(dim, leaf) for leaf in carried), strict=True)
+    kinds = {tuple(at for at, c in enumerate(place) if c >= 0) for place in columns}
+    fewer = [kind for kind in kinds if kind and any(set(kind) < set(other) for other in kinds)]
+    return [carried[at] for at in min(fewer, key=len)] if fewer else carried
+
+
+def _positions(
+    heads: Sequence[Head],
+    carried: Sequence[Axis],
+    dim: tuple[Axis, ...],
+    without: Sequence[Axis] = (),
+) -> torch.Tensor:
+    """(heads, positions per head) of `dim`; heads that `carried` does not tell apart are one."""
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for head in heads:
+        rows.setdefault(tuple(head.get(leaf, -1) for leaf in carried), [])
+    columns = [coordinates(dim, leaf) for leaf in carried]
+    free = set(range(size(dim))).difference(
+        *([at for at, c in enumerate(coordinates(dim, leaf)) if c >= 0] for leaf in without)
+    )
+    for position, coordinate in enumerate(zip(*columns, strict=True)):
+        if coordinate in rows and position in free:
+            rows[coordinate].append(position)
+    width = min(len(row) for row in rows.values())
+    assert all(len(row) == width for row in rows.values())
+    return torch.tensor(list(rows.values()), dtype=torch.long).reshape(len(rows), width)

@@ -1,0 +1,122 @@
+"""Tidying up: an exported program without the scaffolding that export leaves in its graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from fxslim.graph import attribute, fixed_size
+from fxslim.program import Program, copy_graph
+
+__all__ = ["tidied"]
+
+
+def tidied(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
+    """A plain `GraphModule` under the model's own names, its graph free of export's scaffolding."""
+    module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    _name_canonically(module, model)
+    program = Program(module, copy_graph(module.graph)[0], type(model).__name__)
+    _inline_wrappers(program)
+    _drop_assertions(program)
+    _free_views(program)
+    _check_inputs(program, exported)
+    program.graph.eliminate_dead_code()
+    program.delete_all_unused_submodules()
+    program.graph.lint()
+    program.recompile()
+    program.train(model.training)
+    return program
+
+
+def _name_canonically(module: fx.GraphModule, model: nn.Module) -> None:
+    """Read a tied parameter under the name that comes first in the model."""
+    first = {id(tensor): name for name, tensor in model.named_parameters()}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            node.target = first.get(id(attribute(module, node.target)), node.target)
+
+
+def _inline_wrappers(program: fx.GraphModule) -> None:
+    """Put the bodies of grad-mode and autocast regions in place of the calls that wrap them."""
+    for node in list(program.graph.nodes):
+        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+            continue
+        body = next((a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"), None)
+        inner = getattr(program, str(body.target), None) if body is not None else None
+        if not node.target._name.startswith("wrap_with_") or not isinstance(inner, fx.GraphModule):
+            continue
+        operands = node.args[node.args.index(body) + 1 :]
+        places = [n for n in inner.graph.nodes if n.op == "placeholder"]
+        values: dict[fx.Node, Any] = dict(zip(places, operands, strict=True))
+        with program.graph.inserting_before(node):
+            result = program.graph.graph_copy(inner.graph, values)
+        _replace_results(program, node, result)
+        program.graph.erase_node(node)
+
+
+def _replace_results(program: fx.GraphModule, node: fx.Node, result: Any) -> None:
+    for user in list(node.users):
+        if user.op == "call_function" and getattr(user.target, "__name__", "") == "getitem":
+            user.replace_all_uses_with(result[user.args[1]])
+            program.graph.erase_node(user)
+        else:
+            user.replace_input_with(node, result)
+
+
+def _drop_assertions(program: fx.GraphModule) -> None:
+    """Remove what only observes: tensor metadata that tracing asserted."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+
+
+def _free_views(program: fx.GraphModule) -> None:
+    """A view's strides are those of the traced sizes; a reshape is right at every size."""
+    views = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+    for node in program.graph.nodes:
+        if node.target in views:
+            node.target = torch.ops.aten.reshape.default
+
+
+def _check_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
+    """Assert the sizes that the program was specialised to, so that others never pass silently."""
+    bounds = {str(symbol): limits for symbol, limits in exported.range_constraints.items()}
+    places = [n for n in program.graph.nodes if n.op == "placeholder"]
+    for place in reversed(places):
+        value = place.meta.get("val")
+        for dim, n in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+            _check_size(program.graph, places[-1], place, dim, n, bounds)
+
+
+def _check_size(
+    graph: fx.Graph,
+    after: fx.Node,
+    place: fx.Node,
+    dim: int,
+    n: int | torch.SymInt,
+    bounds: Mapping[str, Any],
+) -> None:
+    compare: Callable[[Any, Any], Any] = operator.eq
+    size, least = fixed_size(n), ""
+    if size is None:
+        limits = bounds.get(str(n))
+        if limits is None or not limits.upper < 2**31:
+            return
+        size, compare, least = int(limits.upper), operator.le, "at most "
+    message = (
+        f"input {place.name!r} has another size in dimension {dim} than the program was captured "
+        f"for ({least}{size}); capture it with such an example"
+    )
+    with graph.inserting_after(after):
+        given = graph.call_function(torch.ops.aten.sym_size.int, (place, dim))
+    given.meta["val"] = n
+    with graph.inserting_after(given):
+        fits = graph.call_function(compare, (given, size))
+    with graph.inserting_after(fits):
+        graph.call_function(torch._assert, (fits, message))
