@@ -113,7 +113,7 @@ def _run(result: Result) -> None:
     if not result.prunable:
         result.status = "refused"
         return
-    slim = fxslim.compile(model, SPARSITY, inputs, verify=False)
+    slim = fxslim.compile(program, SPARSITY, verify=False)
     _compare(result, model, program, slim, call_of(inputs))
 
 
