@@ -17,9 +17,10 @@ from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
 from fxslim.locate import locate
 from fxslim.passes import InsertHeadMasks, Narrow
-from fxslim.plan import PruningPlan, Scope, check_plan, check_target
+from fxslim.plan import PruningPlan, Scope, Unit, check_plan, check_target
 from fxslim.plan import plan as make_plan
-from fxslim.sites import AttentionSite, Located
+from fxslim.positions import Keep, Uneven
+from fxslim.sites import Attention, AttentionSite, Located
 from fxslim.verify import verify as check
 
 __all__ = ["Report", "compile", "insert_head_masks", "narrow", "score"]
@@ -53,6 +54,7 @@ def compile(
     loss_fn: LossFn | None = None,
     plan: PruningPlan | None = None,
     scope: Scope = "global",
+    unit: Unit = "group",
     min_heads: int = 1,
     dynamic: bool = True,
     verify: bool = True,
@@ -68,6 +70,8 @@ def compile(
         loss_fn: the loss of a model output, for criteria that need gradients.
         plan: a plan to follow exactly, instead of scoring.
         scope: "global", "local" or "uniform"; see `fxslim.plan`.
+        unit: what goes at a time where query heads share a KV head: "group" or "query"; see
+            `fxslim.plan`.
         min_heads: heads that stay in every site; 0 lets a whole attention go.
         dynamic: keep batch and sequence lengths symbolic, as far as the model allows.
         verify: compare slim with masked on the example inputs.
@@ -81,7 +85,7 @@ def compile(
         UnsupportedSite: no attention can be pruned; the message lists why.
         VerificationError: slim and masked differ by more than rounding.
     """
-    check_target(sparsity, scope, min_heads)
+    check_target(sparsity, scope, unit, min_heads)
     if plan is None:
         chosen(criterion, calibration)
     program = as_program(model, example_inputs, dynamic=dynamic)
@@ -91,7 +95,9 @@ def compile(
     scores: dict[str, torch.Tensor] = {}
     if plan is None:
         scores = score(masked, criterion, calibration, loss_fn)
-        plan = make_plan(scores, located.sites, sparsity, scope=scope, min_heads=min_heads)
+        plan = make_plan(
+            scores, located.sites, sparsity, scope=scope, unit=unit, min_heads=min_heads
+        )
         _check_not_empty(plan, sparsity)
     slim = _narrow(program, located, plan)
     difference = check(slim, masked, plan, located.attentions) if verify else None
@@ -171,9 +177,9 @@ def _result(result: PassResult) -> fx.GraphModule:
     return program
 
 
-def keep_of(located: Located, plan: PruningPlan) -> dict[Axis, list[int]]:
-    """The plan in terms of axes: for each unit axis that narrows, the coordinates that stay."""
-    keep: dict[Axis, list[int]] = {}
+def keep_of(located: Located, plan: PruningPlan) -> Keep:
+    """The plan in terms of axes: for each axis that narrows, the coordinates that stay."""
+    keep: dict[Axis, Sequence[int] | Uneven] = {}
     for attention in located.attentions:
         kept = plan.kept.get(attention.site.name)
         if kept is None or len(kept) == attention.site.num_heads:
@@ -181,7 +187,21 @@ def keep_of(located: Located, plan: PruningPlan) -> dict[Axis, list[int]]:
         for axis in dict.fromkeys(attention.units):
             on_axis = [n for n, unit in enumerate(attention.units) if unit is axis]
             keep[axis] = sorted({attention.heads[n][axis] for n in on_axis if n in set(kept)})
+        if attention.within is not None:
+            keep |= _within_groups(attention, kept)
     return keep
+
+
+def _within_groups(attention: Attention, kept: Sequence[int]) -> dict[Axis, Uneven]:
+    """The query heads that stay in each KV group that stays; nothing if all of them do."""
+    group, within = attention.units[0], attention.within
+    assert within is not None
+    rows: dict[int, list[int]] = {}
+    for head in (attention.heads[number] for number in sorted(kept)):
+        rows.setdefault(head[group], []).append(head[within])
+    whole = all(len(row) == within.size for row in rows.values())
+    in_order = {coordinate: sorted(rows[coordinate]) for coordinate in sorted(rows)}
+    return {} if whole else {within: Uneven(group, in_order)}
 
 
 def _check_not_empty(plan: PruningPlan, sparsity: float) -> None:

@@ -13,9 +13,10 @@ import torch
 from fxslim.errors import PlanError, UnsupportedSite
 from fxslim.sites import AttentionSite
 
-__all__ = ["PruningPlan", "Scope", "check_plan", "check_target", "plan"]
+__all__ = ["PruningPlan", "Scope", "Unit", "check_plan", "check_target", "plan"]
 
 Scope = Literal["global", "local", "uniform"]
+Unit = Literal["group", "query"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def plan(
     sparsity: float = 0.5,
     *,
     scope: Scope = "global",
+    unit: Unit = "group",
     min_heads: int = 1,
 ) -> PruningPlan:
     """Choose the heads with the lowest scores, whole units at a time.
@@ -80,34 +82,37 @@ def plan(
         sparsity: the share of prunable heads to remove, in [0, 1); never more is removed.
         scope: "global" compares all sites, "local" removes the same share of every site, "uniform"
             leaves every site the same number of heads.
+        unit: what goes at a time where query heads share a KV head.  "group" removes a KV head with
+            all of its query heads; "query" removes one query head of every KV head at a time, the
+            lowest of each, and keeps all KV heads; sites that are not `uneven` lose groups.
         min_heads: heads that stay in every site, at least.  0 lets a whole attention go.
 
     Raises:
         ValueError: a bad argument, or a score that is missing, misshapen or not finite.
         PlanError: no site is prunable.
     """
-    check_target(sparsity, scope, min_heads)
+    check_target(sparsity, scope, unit, min_heads)
     prunable = [site for site in sites if site.prunable]
     if not prunable:
         raise PlanError("no site is prunable" + "".join(f"\n  {s.name}: {s.reason}" for s in sites))
-    units = _units(prunable, {s.name: _checked(scores, s) for s in prunable})
+    units = _units(prunable, {s.name: _checked(scores, s) for s in prunable}, unit)
     heads = {site.name: site.num_heads for site in prunable}
     left = dict(heads)
     floor = _floors(heads, units, sparsity, scope, min_heads)
     budget = math.floor(sparsity * sum(heads.values()) + 1e-9)
     gone: set[tuple[str, int]] = set()
-    for unit in sorted(units, key=lambda u: u.score):
-        fits = all(left[name] - len(numbers) >= floor[name] for name, numbers in unit.heads)
-        if fits and unit.count <= budget:
-            budget -= unit.count
-            for name, numbers in unit.heads:
+    for lowest in sorted(units, key=lambda u: u.score):
+        fits = all(left[name] - len(numbers) >= floor[name] for name, numbers in lowest.heads)
+        if fits and lowest.count <= budget:
+            budget -= lowest.count
+            for name, numbers in lowest.heads:
                 left[name] -= len(numbers)
                 gone.update((name, number) for number in numbers)
     kept = {n: [h for h in range(count) if (n, h) not in gone] for n, count in heads.items()}
     return PruningPlan(kept, len(gone) / sum(heads.values()))
 
 
-def check_target(sparsity: Any, scope: Any, min_heads: Any) -> None:
+def check_target(sparsity: Any, scope: Any, unit: Any, min_heads: Any) -> None:
     """Refuse a target that means nothing.
 
     Raises:
@@ -118,8 +123,9 @@ def check_target(sparsity: Any, scope: Any, min_heads: Any) -> None:
             raise TypeError(f"{name} must be a number, not {value!r}")
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), not {sparsity}")
-    if scope not in get_args(Scope):
-        raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, not {scope!r}")
+    for name, value, known in (("scope", scope, Scope), ("unit", unit, Unit)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
     if min_heads < 0:
         raise ValueError(f"min_heads must be 0 or more, not {min_heads}")
 
@@ -137,7 +143,9 @@ def _checked(scores: Mapping[str, torch.Tensor], site: AttentionSite) -> list[fl
     return [float(value) for value in values]
 
 
-def _units(sites: Sequence[AttentionSite], scores: Mapping[str, list[float]]) -> list[_Unit]:
+def _units(
+    sites: Sequence[AttentionSite], scores: Mapping[str, list[float]], unit: Unit
+) -> list[_Unit]:
     """Every unit once; its score is the mean over its heads, so that large ones compare fairly."""
     by_name = {site.name: site for site in sites}
     done: set[str] = set()
@@ -145,13 +153,39 @@ def _units(sites: Sequence[AttentionSite], scores: Mapping[str, list[float]]) ->
     for site in sites:
         if site.name in done:
             continue
-        together = [site.name, *site.coupled]
-        done.update(together)
-        for number in range(len(site.unit)):
-            heads = tuple((name, by_name[name].unit[number]) for name in together)
-            values = [scores[name][h] for name, numbers in heads for h in numbers]
-            units.append(_Unit(heads, sum(values) / len(values)))
+        together = [by_name[name] for name in (site.name, *site.coupled)]
+        done.update(s.name for s in together)
+        groups: _Groups = {s.name: s.unit for s in together}
+        if unit == "query" and all(s.uneven for s in together):
+            groups = _rounds(groups, scores)
+        for number in range(len(groups[site.name])):
+            heads = tuple((name, groups[name][number]) for name in groups)
+            units.append(_Unit(heads, _mean(heads, scores)))
     return units
+
+
+_Groups = Mapping[str, tuple[tuple[int, ...], ...]]
+
+
+def _rounds(groups: _Groups, scores: Mapping[str, list[float]]) -> _Groups:
+    """The lowest query head of every group, then the second lowest, and so on.
+
+    Coupled sites lose the heads at the same places, so they are ranked together.
+    """
+    numbers, width = range(len(next(iter(groups.values())))), len(next(iter(groups.values()))[0])
+    ranked = []
+    for n in numbers:
+        score = [_mean([(s, (g[n][i],)) for s, g in groups.items()], scores) for i in range(width)]
+        ranked.append(sorted(range(width), key=score.__getitem__))
+    return {
+        name: tuple(tuple(units[n][ranked[n][rank]] for n in numbers) for rank in range(width))
+        for name, units in groups.items()
+    }
+
+
+def _mean(heads: Sequence[tuple[str, tuple[int, ...]]], scores: Mapping[str, list[float]]) -> float:
+    values = [scores[name][head] for name, numbers in heads for head in numbers]
+    return sum(values) / len(values)
 
 
 def _floors(
@@ -188,25 +222,39 @@ def check_plan(chosen: PruningPlan, sites: Sequence[AttentionSite]) -> None:
             continue
         if not site.prunable:
             raise UnsupportedSite(f"{name!r} cannot be pruned: {site.reason}")
-        for unit in site.unit:
-            if 0 < len(set(unit) & set(kept)) < len(unit):
-                raise PlanError(
-                    f"heads {list(unit)} of {name!r} go together; the plan keeps {kept}"
-                )
+        _check_units(site, kept)
         _check_coupled(chosen, site, by_name)
+
+
+def _check_units(site: AttentionSite, kept: Sequence[int]) -> None:
+    """Whole units stay; or, where the site is uneven, as many heads of every unit that stays."""
+    left = [len(set(unit) & set(kept)) for unit in site.unit]
+    if site.uneven:
+        if len(set(left) - {0}) > 1:
+            raise PlanError(
+                f"the KV groups of {site.name!r} that stay must keep as many query heads each; "
+                f"the plan keeps {left} of the groups {[list(unit) for unit in site.unit]}"
+            )
+        return
+    for unit, count in zip(site.unit, left, strict=True):
+        if 0 < count < len(unit):
+            raise PlanError(
+                f"heads {list(unit)} of {site.name!r} go together; the plan keeps {list(kept)}"
+            )
 
 
 def _check_coupled(
     chosen: PruningPlan, site: AttentionSite, by_name: Mapping[str, AttentionSite]
 ) -> None:
-    kept = _kept_units(site, chosen)
+    kept = _kept_places(site, chosen)
     for other in site.coupled:
-        if _kept_units(by_name[other], chosen) != kept:
+        if _kept_places(by_name[other], chosen) != kept:
             raise PlanError(
                 f"{site.name!r} and {other!r} share weights, so they must keep the same heads"
             )
 
 
-def _kept_units(site: AttentionSite, chosen: PruningPlan) -> list[int]:
+def _kept_places(site: AttentionSite, chosen: PruningPlan) -> list[list[int]]:
+    """For each unit, which of its heads stay."""
     kept = set(chosen.kept.get(site.name, range(site.num_heads)))
-    return [number for number, unit in enumerate(site.unit) if set(unit) <= kept]
+    return [[i for i, head in enumerate(unit) if head in kept] for unit in site.unit]

@@ -6,7 +6,6 @@ coordinates stay.  Functions run after all axes are known, and before any size h
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from fractions import Fraction
 from operator import floordiv, mul
@@ -18,7 +17,7 @@ from torch import fx
 from fxslim import graph
 from fxslim.axes import Dim, size
 from fxslim.calls import Call, Dims
-from fxslim.positions import Keep, kept_positions, narrowed_size
+from fxslim.positions import Keep, kept_before, kept_positions, narrowed_size
 from fxslim.refine import regroup
 
 __all__ = [
@@ -108,14 +107,14 @@ def bounds(call: Call, results: list[Dims], keep: Keep) -> None:
     if narrowed_size(dim, keep) == length or (start, end, step) == (0, length, 1):
         return
     if step == 1:
-        kept = kept_positions(dim, keep)
-        graph.set_argument(call.node, "end", bisect_left(kept, end))
+        start, end = kept_before(dim, keep, [start, end])
+        graph.set_argument(call.node, "end", end)
     else:
-        _, inner = regroup([dim], [length // step, step], call.why("takes every other position"))
-        kept = kept_positions(inner, keep)
+        _, dim = regroup([dim], [length // step, step], call.why("takes every other position"))
         graph.set_argument(call.node, "end", None)
-        graph.set_argument(call.node, "step", len(kept))
-    graph.set_argument(call.node, "start", bisect_left(kept, start))
+        graph.set_argument(call.node, "step", narrowed_size(dim, keep))
+        (start,) = kept_before(dim, keep, [start])
+    graph.set_argument(call.node, "start", start)
 
 
 def position(call: Call, results: list[Dims], keep: Keep) -> None:
@@ -123,7 +122,7 @@ def position(call: Call, results: list[Dims], keep: Keep) -> None:
     dim = call.dims("self")[call.axis()]
     if narrowed_size(dim, keep) != size(dim):
         index = call.number("index") % size(dim)
-        graph.set_argument(call.node, "index", bisect_left(kept_positions(dim, keep), index))
+        graph.set_argument(call.node, "index", *kept_before(dim, keep, [index]))
 
 
 def repeats(call: Call, results: list[Dims], keep: Keep) -> None:
@@ -187,8 +186,8 @@ def constant_index(call: Call, results: list[Dims], keep: Keep) -> None:
     dim, result = call.dims("self")[at], results[0][at]
     if narrowed_size(dim, keep) == size(dim) and narrowed_size(result, keep) == size(result):
         return
-    place = {position: new for new, position in enumerate(kept_positions(dim, keep))}
-    new = [place[given[position] % size(dim)] for position in kept_positions(result, keep)]
+    picked = [given[position] % size(dim) for position in kept_positions(result, keep)]
+    new = kept_before(dim, keep, picked)
     device = call.node.meta["val"].device
     index = graph.add_constant(call.node, torch.tensor(new, dtype=torch.long, device=device))
     indices[at] = index

@@ -12,7 +12,7 @@ from fxslim import graph
 from fxslim.analysis import AxisMap
 from fxslim.axes import Axis, leaves, size
 from fxslim.cores import Core
-from fxslim.positions import coordinates
+from fxslim.positions import coordinates, tells_groups
 from fxslim.sites import Attention, AttentionSite, Head, Projection
 from fxslim.weights import Weights
 
@@ -38,6 +38,7 @@ class SiteBuilder:
         """The site, prunable or with the reason why not."""
         reason = self._refusal()
         units = () if reason else tuple(self._unit(head) for head in self.heads)
+        within = self._within(units)
         groups: dict[tuple[Axis, int], list[int]] = {}
         for number, (head, axis) in enumerate(zip(self.heads, units, strict=False)):
             groups.setdefault((axis, head[axis]), []).append(number)
@@ -57,12 +58,13 @@ class SiteBuilder:
             value=value,
             output=self._outputs(),
             unit=tuple(tuple(group) for group in groups.values()),
+            uneven=within is not None,
             coupled=(),
             prunable=not reason,
             reason=reason,
             cores=tuple(core.node.name for core in self.cores),
         )
-        return Attention(site, tuple(self.heads), units, self.ends)
+        return Attention(site, tuple(self.heads), units, within, self.ends)
 
     # -------------------------------------------------------------------------------------- heads
 
@@ -81,6 +83,17 @@ class SiteBuilder:
         carried = {leaf for core in self.cores for leaf in core.key_axes}
         free = [axis for axis in head if not axis.block]
         return max(free, key=lambda axis: (axis in carried, axis.size))
+
+    def _within(self, units: Sequence[Axis]) -> Axis | None:
+        """The axis of the query heads within a KV group, if each group can keep others."""
+        if len(set(units)) != 1 or len(self.leaves) != 2:
+            return None
+        (group,) = set(units)
+        (axis,) = set(self.leaves) - {group}
+        if axis.block or len(self.heads) != group.size * axis.size:
+            return None
+        origins = self.weights.origins[axis]
+        return axis if all(tells_groups(dim, axis, group) for dim in origins) else None
 
     # ------------------------------------------------------------------------------------ refusal
 

@@ -51,6 +51,7 @@ class AttentionSite:
         head_dim: the width of a query head.
         query, key, value, output: the weights that carry the heads.
         unit: the heads that go together, as groups of head numbers.
+        uneven: whether each of those groups can keep other query heads, as many as the others keep.
         coupled: names of the sites that must keep the same heads (their weights are shared).
         prunable: whether heads can be removed.
         reason: why not, in words, if not.
@@ -68,6 +69,7 @@ class AttentionSite:
     value: tuple[Projection, ...]
     output: tuple[Projection, ...]
     unit: tuple[tuple[int, ...], ...]
+    uneven: bool
     coupled: tuple[str, ...]
     prunable: bool
     reason: str
@@ -85,12 +87,14 @@ class Attention:
     Attributes:
         heads: the coordinates of each head.
         units: for each head, the free axis along which it is removed.
+        within: the axis of the query heads within a KV group, if each group can keep others.
         ends: the uses (user, operand, dimension) at which the context's heads are summed over.
     """
 
     site: AttentionSite
     heads: tuple[Head, ...]
     units: tuple[Axis, ...]
+    within: Axis | None
     ends: tuple[tuple[fx.Node, Contraction], ...]
 
 

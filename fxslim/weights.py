@@ -9,7 +9,7 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap
-from fxslim.axes import Axis, leaves
+from fxslim.axes import Axis, Dim, leaves
 from fxslim.calls import Contraction
 
 __all__ = ["Weights"]
@@ -22,6 +22,8 @@ class Weights:
         sources: for each such node, the `get_attr` nodes of the parameters it is made from.
         products: those of them that are made by a product (a projected latent, a position network).
         produced: the leaves that a weight brings into some product: the outputs of projections.
+        origins: for each leaf, the dims that hold it where values begin: of parameters, of what is
+            created, and of operands that are selected from.
     """
 
     def __init__(self, axis_map: AxisMap) -> None:
@@ -41,6 +43,12 @@ class Weights:
             if self.is_weight(contraction.operand)
             for leaf in self.brought_in(node, contraction)
         }
+
+        self.origins: dict[Axis, list[Dim]] = {}
+        begin = [axis_map.of(n) for n in axis_map.dims if not graph.tensor_inputs(n)]
+        for dim in (dim for dims in (*begin, *axis_map.selected.values()) for dim in dims):
+            for leaf in dict.fromkeys(leaves(dim)):
+                self.origins.setdefault(leaf, []).append(dim)
 
     def _visit(self, node: fx.Node) -> None:
         inputs = node.all_input_nodes

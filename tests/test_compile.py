@@ -12,6 +12,7 @@ import fxslim
 from fxslim.passes.insert_head_masks import mask_name
 from tests.models import Attention, Residual, captured, example, softmax_core
 from tests.zoo import build
+from tests.zoo.entries import load
 from tests.zoo.handwritten import HANDWRITTEN
 from tests.zoo.reference import call_of, compare, without_heads
 from tests.zoo.resizing import resized
@@ -107,6 +108,40 @@ def test_olmo2_is_refused_with_its_reason():
     )
     with pytest.raises(fxslim.UnsupportedSite, match=f"^{re.escape(said)}"):
         fxslim.compile(model, 0.5, inputs)
+
+
+# ----------------------------------------------------------------------------- single query heads
+
+GROUPED = [
+    *(f"handwritten/{n}" for n in ("gqa-broadcast", "gqa-expand", "gqa-native", "gqa-tiled")),
+    "handwritten/gqa-repeat-interleave",
+    "llama",
+    "falcon:new_decoder",
+    "phi3",
+]
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_every_kv_group_may_keep_other_query_heads(name):
+    model, inputs = load(name, None if "/" in name else "sdpa")
+    program = fxslim.capture(model, inputs)
+    sites = fxslim.find_attention(program)
+    assert all(site.uneven for site in sites)
+    first, second = sites[0].unit[:2]
+    plan = fxslim.PruningPlan({sites[0].name: sorted([first[0], second[1]])}, 0.25)
+    slim = fxslim.compile(program, plan=plan)
+    assert_is_without_heads(slim, model, call_of(inputs), program)
+    again = fxslim.compile(slim, 0.5)
+    assert again.meta["fxslim"].sites[0].kind == "mha"
+
+
+def test_unit_query_keeps_every_kv_head():
+    model, inputs = build("llama", "sdpa")
+    slim = fxslim.compile(model, 0.5, inputs, unit="query")
+    for site, kept in slim.meta["fxslim"].plan.kept.items():
+        assert [len(set(kept) & set(unit)) for unit in ((0, 1), (2, 3))] == [1, 1], site
+    keys = [p.shape for name, p in slim.named_parameters() if "k_proj" in name]
+    assert keys == [p.shape for name, p in model.named_parameters() if "k_proj" in name]
 
 
 # --------------------------------------------------------------------------------- torch's modules

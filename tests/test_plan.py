@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def site(name, heads=4, group=1, coupled=(), reason=""):
         value=(),
         output=(),
         unit=() if reason else unit,
+        uneven=group > 1 and not reason,
         coupled=coupled,
         prunable=not reason,
         reason=reason,
@@ -142,7 +144,7 @@ def test_no_prunable_site_is_an_error_with_the_reasons():
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(plan, error, said):
-    sites = [A, site("g", group=2), site("c", reason="it is not")]
+    sites = [A, replace(site("g", group=2), uneven=False), site("c", reason="it is not")]
     sites += [site("s", coupled=("s@2",)), site("s@2", coupled=("s",))]
     with pytest.raises(error, match=f"^{re.escape(said)}"):
         check_plan(fxslim.PruningPlan(plan, 0.5), sites)
@@ -169,3 +171,38 @@ def test_what_is_no_plan_says_what_a_plan_is(text):
     with pytest.raises(fxslim.PlanError, match=r"^this is no pruning plan \(") as caught:
         fxslim.PruningPlan.from_json(text)
     assert str(caught.value).endswith(expected)
+
+
+# ----------------------------------------------------------------------------- single query heads
+
+GROUPED = site("g", heads=6, group=3)  # KV heads 0 and 1, with query heads 0 to 2 and 3 to 5
+
+
+def test_a_round_takes_the_lowest_query_head_of_every_group():
+    scores = {"g": [5.0, 1.0, 9.0, 2.0, 8.0, 7.0]}
+    assert kept(scores, [GROUPED], 0.4, unit="query") == {"g": [0, 2, 4, 5]}
+    assert kept(scores, [GROUPED], 0.7, unit="query") == {"g": [2, 4]}
+    assert kept(scores, [GROUPED], 0.5, unit="group") == {"g": [3, 4, 5]}
+
+
+def test_coupled_sites_lose_query_heads_at_the_same_places():
+    a, b = (site(n, heads=6, group=3, coupled=(o,)) for n, o in (("a", "b"), ("b", "a")))
+    scores = {"a": [1.0, 2.0, 9.0] * 2, "b": [9.0, 2.0, 9.0] * 2}
+    assert kept(scores, [a, b], 0.4, unit="query") == {"a": [0, 2, 3, 5], "b": [0, 2, 3, 5]}
+
+
+def test_a_site_that_is_not_uneven_loses_whole_groups():
+    whole = replace(GROUPED, uneven=False)
+    scores = {"g": [5.0, 1.0, 9.0, 2.0, 8.0, 7.0]}
+    assert kept(scores, [whole], 0.5, unit="query") == {"g": [3, 4, 5]}
+
+
+def test_groups_that_stay_must_keep_as_many_heads_each():
+    check_plan(fxslim.PruningPlan({"g": [0, 5]}, 0.5), [GROUPED])
+    check_plan(fxslim.PruningPlan({"g": [0, 2]}, 0.5), [GROUPED])  # one group goes
+    said = (
+        "the KV groups of 'g' that stay must keep as many query heads each; "
+        "the plan keeps [1, 2] of the groups [[0, 1, 2], [3, 4, 5]]"
+    )
+    with pytest.raises(fxslim.PlanError, match=re.escape(said)):
+        check_plan(fxslim.PruningPlan({"g": [0, 3, 4]}, 0.5), [GROUPED])

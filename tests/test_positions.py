@@ -3,11 +3,20 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fxslim.axes import Axis, fresh
-from fxslim.positions import coordinates, kept_positions, narrowed_size
+from fxslim.errors import PlanError
+from fxslim.positions import (
+    Uneven,
+    coordinates,
+    kept_before,
+    kept_positions,
+    narrowed_size,
+    tells_groups,
+)
 from fxslim.refine import side_by_side
 
 
@@ -45,3 +54,64 @@ def test_positions_are_numpys(shape, data):
     flat = tuple(axis for dim in dims for axis in dim)
     assert kept_positions(flat, keep) == numbers[np.ix_(*keep.values())].ravel().tolist()
     assert narrowed_size(flat, keep) == len(kept_positions(flat, keep))
+
+
+# ------------------------------------------------------------------- other ones for each group
+
+
+def uneven():
+    """Three groups of four, of which two stay with two each, and a width."""
+    group, within, width = fresh(3), fresh(4), fresh(2)
+    keep = {group[0]: [0, 2], within[0]: Uneven(group[0], {0: [1, 3], 2: [0, 1]})}
+    return group, within, width, keep
+
+
+def test_each_group_keeps_its_own():
+    group, within, width, keep = uneven()
+    dim = (*group, *within, *width)
+    assert kept_positions(dim, keep) == [2, 3, 6, 7, 16, 17, 18, 19]
+    assert narrowed_size(dim, keep) == 8
+
+
+def test_groups_may_be_the_inner_factor():
+    group, within, _, keep = uneven()
+    assert kept_positions((*within, *group), keep) == [3, 2, 9, 5]  # (1, 0) (0, 2) (3, 0) (1, 2)
+
+
+def test_each_group_keeps_its_own_inside_a_sum():
+    group, within, width, keep = uneven()
+    packed = (*group, *side_by_side([within, (), ()]), *width)  # each group: four, and two more
+    assert kept_positions(packed, keep)[:8] == [2, 3, 6, 7, 8, 9, 10, 11]
+    sum_of_products = side_by_side([(*group, *within), group])
+    assert kept_positions(sum_of_products, keep) == [1, 3, 8, 9, 12, 14]
+
+
+def test_what_all_groups_share_cannot_be_uneven():
+    group, within, width, keep = uneven()
+    with pytest.raises(PlanError, match="something that all groups share"):
+        kept_positions((*within, *width), keep)
+    alike = {within[0]: Uneven(group[0], {0: [1, 3], 2: [1, 3]})}
+    assert kept_positions((*within, *width), alike) == [2, 3, 6, 7]
+
+
+def test_which_dimensions_tell_groups():
+    group, within, width, _ = uneven()
+    tells = {
+        True: [
+            (*group, *within),
+            (*within, *group),
+            width,
+            side_by_side([(*group, *within), width]),
+        ],
+        False: [within, (*within, *width), side_by_side([(*group, *width), within])],
+    }
+    for answer, dims in tells.items():
+        assert [tells_groups(dim, within[0], group[0]) for dim in dims] == [answer] * len(dims)
+
+
+def test_how_many_stay_before_a_bound_needs_no_group():
+    _, within, _, keep = uneven()
+    packed = side_by_side([within, (), ()])
+    assert kept_before(packed, keep, [0, 4, 5, 6]) == [0, 2, 3, 4]
+    with pytest.raises(PlanError, match="something that all groups share"):
+        kept_before(packed, keep, [1])

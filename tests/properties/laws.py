@@ -153,13 +153,16 @@ class Program:
         return {self.path[name]: heads for name, heads in kept.items()}
 
     def in_units(self, kept: Mapping[str, Sequence[int]]) -> bool:
-        """Whether the heads that go are whole units."""
-        return all(
-            set(unit) <= set(kept[site.name]) or not set(unit) & set(kept[site.name])
-            for site in self.prunable
-            if site.name in kept
-            for unit in site.unit
-        )
+        """Whether whole units go, or as many heads of each that stays."""
+        for site in self.prunable:
+            left = [len(set(unit) & set(kept.get(site.name, unit))) for unit in site.unit]
+            if not site.uneven and any(
+                0 < n < len(u) for n, u in zip(left, site.unit, strict=True)
+            ):
+                return False
+            if len(set(left) - {0}) > 1:
+                return False
+        return True
 
 
 @contextmanager
@@ -172,7 +175,7 @@ def already_functional() -> Iterator[None]:
 
 @st.composite
 def plans(draw, sites: Sequence[fxslim.AttentionSite], *, least: int = 0) -> fxslim.PruningPlan:
-    """Any plan that fits: whole units, and the same ones where sites are coupled."""
+    """Any plan that fits: units, or as many heads of each; the same where sites are coupled."""
     kept: dict[str, list[int]] = {}
     by_name = {site.name: site for site in sites}
     for site in sites:
@@ -181,8 +184,14 @@ def plans(draw, sites: Sequence[fxslim.AttentionSite], *, least: int = 0) -> fxs
         numbers = range(len(site.unit))
         amount = draw(st.sampled_from(sorted({least, 1, len(numbers) - 1, len(numbers)})))
         chosen = draw(st.permutations(numbers))[:amount]
-        for name in (site.name, *site.coupled):
-            kept[name] = sorted(h for n in chosen for h in by_name[name].unit[n])
+        together = [by_name[name] for name in (site.name, *site.coupled)]
+        places = {n: range(len(site.unit[n])) for n in chosen}
+        if all(other.uneven for other in together) and draw(st.booleans()):
+            width = len(site.unit[0])
+            count = draw(st.integers(1, width))
+            places = {n: draw(st.permutations(range(width)))[:count] for n in chosen}
+        for other in together:
+            kept[other.name] = sorted(other.unit[n][i] for n in chosen for i in places[n])
     heads = sum(site.num_heads for site in sites)
     return fxslim.PruningPlan(kept, 1 - sum(map(len, kept.values())) / max(heads, 1))
 
