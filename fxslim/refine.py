@@ -209,30 +209,29 @@ def regroup(dims: Sequence[Dim], sizes: Sequence[int], why: Block) -> list[Dim]:
         return [fresh(n, why) for n in sizes]
     out: list[Dim] = []
     pending = list(sizes)
-    if prod(sizes) != size(tuple(queue)) and any(n >= SYMBOLIC for n in sizes):
-        axes, count = _front_of_other_length(queue, pending)
-        block(tuple(queue[:axes]), why)
-        out += [fresh(n, why) for n in pending[:count]]
-        del queue[:axes], pending[:count]
+    other_length = prod(sizes) != size(tuple(queue)) and any(n >= SYMBOLIC for n in sizes)
     while pending:
         taken = _take(queue, pending[0], why)
         if taken is not None:
             out.append(taken)
             pending.pop(0)
             continue
-        count, axes = _smallest_group(queue, pending)
+        group = _group_of_other_length if other_length else _smallest_group
+        axes, count = group(queue, pending)
         block(tuple(queue[:axes]), why)
         out += [fresh(n, why) for n in pending[:count]]
         del queue[:axes], pending[:count]
+        other_length = False
     block(tuple(queue), why)
     return out
 
 
-def _front_of_other_length(queue: Sequence[Axis], pending: Sequence[int]) -> tuple[int, int]:
+def _group_of_other_length(queue: Sequence[Axis], pending: Sequence[int]) -> tuple[int, int]:
     """How many old factors and new sizes come before what both sides end with.
 
-    Lengths that only the input makes equal differ at the generic point, but what follows the last
-    of them has the same product on both sides, so it is the same positions.
+    Lengths that only the input makes equal differ at the generic point.  What comes before the
+    first of them is equal on both sides, and what follows the last of them is, too, so it is the
+    same positions.
     """
     axes, count, width, n = len(queue), len(pending), 1, 1
     best = (axes, count)
@@ -271,7 +270,7 @@ def _take(queue: list[Axis], n: int, why: Block) -> Dim | None:
 
 
 def _smallest_group(queue: Sequence[Axis], pending: Sequence[int]) -> tuple[int, int]:
-    """The fewest new sizes and old factors from the front that have the same product."""
+    """The fewest old factors and new sizes from the front that have the same product."""
     n, count, width, axes = pending[0], 1, 1, 0
     while n != width:
         if width < n and axes < len(queue):
@@ -279,5 +278,5 @@ def _smallest_group(queue: Sequence[Axis], pending: Sequence[int]) -> tuple[int,
         elif count < len(pending):
             n, count = n * pending[count], count + 1
         else:
-            return len(pending), len(queue)
-    return count, axes
+            return len(queue), len(pending)
+    return axes, count

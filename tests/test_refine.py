@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.tensor._ops._view_ops import Flatten, InputDim, Split, view_groups
 
-from fxslim.axes import Block, block, blocks, fresh, leaves, resolve, size
+from fxslim.axes import SYMBOLIC, Axis, Block, block, blocks, fresh, leaves, resolve, size
 from fxslim.positions import kept_positions
 from fxslim.refine import cut, join, regroup, side_by_side
 
@@ -82,6 +82,17 @@ def test_what_a_view_of_another_width_leaves_over_is_blocked():
     (half,) = regroup([a], [3], WHY)
     assert sizes(a) == [3, 2]
     assert [leaf.size for leaf in free(a)] == [3] == sizes(half)
+
+
+def test_what_lies_around_a_length_that_only_the_input_fits_is_not_affected():
+    heads, width, length = fresh(4), fresh(16), Axis(SYMBOLIC + 7)
+    blocks_of_it = [SYMBOLIC + 9, SYMBOLIC + 11]  # at run time their product is the length
+    dims = regroup([heads, (length,), width], [4, *blocks_of_it, 16], WHY)
+    assert resolve(dims[0]) == heads
+    assert resolve(dims[3]) == width
+    assert not blocks(heads) + blocks(width)
+    assert blocks((length,)) == [WHY]
+    assert blocks(dims[1]) == blocks(dims[2]) == [WHY]
 
 
 def test_equal_parts_read_as_a_product_run_together():
