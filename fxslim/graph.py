@@ -39,8 +39,12 @@ _HIGHLY_COMPOSITE = 2**6 * 3**2 * 5 * 7
 
 @functools.lru_cache(maxsize=4096)
 def _symbol_value(name: str) -> int:
-    """The generic value of a symbol: large, of its own, and divisible as real lengths are."""
-    return (SYMBOLIC + zlib.crc32(name.encode())) * _HIGHLY_COMPOSITE
+    """The generic value of a symbol: large, of its own, and prime.
+
+    Nothing divides a length by chance: where a model needs it to be divisible, it says so with a
+    size of its own (``length // 4``), and the two differ here.
+    """
+    return int(sympy.nextprime(SYMBOLIC + zlib.crc32(name.encode())))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -51,10 +55,10 @@ def _evaluate(expression: sympy.Expr) -> int:
     return value
 
 
-def _at_the_point(expression: sympy.Expr) -> int:
-    """The value of `expression` where every symbol has its generic value."""
-    symbols = expression.free_symbols
-    return int(expression.xreplace({s: sympy.Integer(_symbol_value(str(s))) for s in symbols}))
+def _at_the_point(expression: sympy.Expr, scale: int = 1) -> int:
+    """The value of `expression` where every symbol has its generic value, times `scale`."""
+    values = {s: sympy.Integer(scale * _symbol_value(str(s))) for s in expression.free_symbols}
+    return int(expression.xreplace(values))
 
 
 def generic_size(value: int | torch.SymInt) -> int:
@@ -76,10 +80,14 @@ def fixed_size(value: int | torch.SymInt) -> int | None:
 
 
 def holds(relation: Any) -> bool:
-    """Whether a relation of sizes holds at the generic point; only equations can fail to."""
+    """Whether a relation of sizes holds in general; only equations can fail to.
+
+    That a length is divisible by some number relates it to no other length, so it counts as true.
+    """
     if not isinstance(relation, sympy.Eq):
         return True
-    return _at_the_point(relation.lhs) == _at_the_point(relation.rhs)
+    left, right = (_at_the_point(side, _HIGHLY_COMPOSITE) for side in (relation.lhs, relation.rhs))
+    return left == right
 
 
 def example_size(value: int | torch.SymInt) -> int:

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from torch import fx
 
+from fxslim import graph
 from fxslim.analysis import AxisMap, Use, analyse
-from fxslim.axes import Axis
+from fxslim.axes import Axis, leaves
 from fxslim.cores import Core, find_cores
 from fxslim.site_builder import SiteBuilder
 from fxslim.sites import Attention, AttentionSite, Located
@@ -47,10 +48,11 @@ def locate(program: fx.GraphModule) -> Located:
 
 
 def _uses_to_select(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
-    """Side operands of the scores that several sites share, or that somebody reads as a whole.
+    """Operands that carry a site's heads, and that others share or read as a whole.
 
     T5's position bias is owned by one layer and used by all: selecting where it is used leaves
     every layer free to keep other heads.  Layers that share their weights stay together anyway.
+    A grouped convolution that has a group for each head ties the heads to its input's channels.
     """
     owners: dict[fx.Node, set[frozenset[fx.Node]]] = {}
     for core in cores:
@@ -64,7 +66,23 @@ def _uses_to_select(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
             shared = any(len(owners[node]) > 1 for node in ancestors)
             if shared or any(node.name in readers for node in _related(ancestors, cores)):
                 chosen.add(use)
+        if readers:
+            chosen |= _grouped_inputs(axis_map, core)
     return chosen
+
+
+def _grouped_inputs(axis_map: AxisMap, core: Core) -> set[Use]:
+    """The inputs of projections that carry the heads themselves, as those with groups do."""
+    pairs = {pair for role in core.projections.values() for pair in role}
+    weights = {weight for weight, _ in pairs}
+    return {
+        (product, operand)
+        for _, product in pairs
+        for operand in graph.tensor_inputs(product)
+        if operand not in weights
+        and {x for d in axis_map.seen_by(product, operand) for x in leaves(d)} & set(core.heads)
+        and any(c.operand is operand for c in axis_map.contractions.get(product, ()))
+    }
 
 
 def _related(ancestors: frozenset[fx.Node], cores: Sequence[Core]) -> frozenset[fx.Node]:

@@ -49,7 +49,14 @@ def test_sizes_that_are_equal_in_the_example_only_are_not():
 
 
 @pytest.mark.parametrize("divisor", [2, 3, 4, 7, 8, 16, 64, 12, 14])
-def test_a_length_is_divisible_as_real_ones_are(divisor):
+def test_no_length_is_divisible_by_chance(divisor):
+    (a, _), (half,) = symbolic_shapes(lambda x: x[: x.shape[0] // divisor, 0], 64 * divisor, 3)
+    assert graph.generic_size(a) % divisor
+    assert graph.generic_size(half) * divisor != graph.generic_size(a)
+
+
+@pytest.mark.parametrize("divisor", [2, 3, 4, 7, 8, 16, 64, 12, 14])
+def test_that_a_length_is_divisible_relates_it_to_no_other(divisor):
     symbol = sympy.Symbol("s0", integer=True, positive=True)
     assert graph.holds(sympy.Eq(sympy.Mod(symbol, divisor), 0, evaluate=False))
 

@@ -95,6 +95,14 @@ def test_what_lies_around_a_length_that_only_the_input_fits_is_not_affected():
     assert blocks(dims[1]) == blocks(dims[2]) == [WHY]
 
 
+def test_a_view_that_fits_only_divisible_lengths_is_not_believed():
+    """(length, 4) read as (4, length), as a head split without its transpose does."""
+    length, heads, width = Axis(2**61 - 1), fresh(4), fresh(8)
+    regroup([(length,), (*heads, *width)], [4, 2**61 - 1, 8], WHY)
+    assert blocks(heads) == [WHY]
+    assert not blocks(width)
+
+
 def test_equal_parts_read_as_a_product_run_together():
     q, k = fresh(6), fresh(6)
     number, rows, width = regroup([side_by_side([q, k])], [2, 2, 3], WHY)
