@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxslim.errors import CaptureError
 from fxslim.graph import holds
+from fxslim.rules import row_for
 
 __all__ = ["SYMBOLIC_LENGTHS", "export", "length_dims"]
 
@@ -97,8 +98,36 @@ def _export_once(
             except Exception as error:  # noqa: BLE001  the first capture is right, only less exact
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 notes.insert(0, f"input sizes that must agree could not be tied: {said}")
-        functional: ExportedProgram = exported.run_decompositions({})
-        return functional
+        return _functional(exported)
+
+
+def _functional(exported: ExportedProgram) -> ExportedProgram:
+    """The program without in-place operators, and in terms of operators that have a row.
+
+    Only those without one are decomposed, if PyTorch knows how: linear, matmul, softmax and
+    attention stay whole.
+    """
+    table = _decompositions(exported)
+    functional: ExportedProgram = exported.run_decompositions(table)
+    while more := {op: rule for op, rule in _decompositions(functional).items() if op not in table}:
+        table |= more
+        functional = functional.run_decompositions(table)
+    return functional
+
+
+def _decompositions(exported: ExportedProgram) -> dict[Any, Callable[..., Any]]:
+    """PyTorch's decompositions of the operators that have no row."""
+    unknown = {
+        node.target
+        for node in exported.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        and row_for(node) is None
+        and not isinstance(node.meta.get("val"), torch.SymInt)
+    }
+    if not unknown:
+        return {}
+    known = torch.export.default_decompositions()
+    return {op: known[op] for op in unknown if op in known}
 
 
 _Ties = Mapping[tuple[int, int], Any]

@@ -27,7 +27,7 @@ from fxslim.rules import row_for
 
 __all__ = ["Sample", "call", "check_law", "free_axes", "program_of", "sample", "says"]
 
-UNDETERMINED = {"empty", "empty_like", "new_empty", "rand_like", "randn_like"}
+UNDETERMINED = {"empty", "empty_like", "exponential", "new_empty", "rand_like", "randn_like"}
 """Operators of which only the shapes can be compared."""
 
 

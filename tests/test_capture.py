@@ -9,8 +9,19 @@ import transformers
 from torch import fx, nn
 
 import fxslim
+from fxslim import graph
 from fxslim.examples import example_inputs_for
-from tests.models import HEAD_DIM, HEADS, WIDTH, Attention, Residual, example, softmax_core
+from tests.models import (
+    HEAD_DIM,
+    HEADS,
+    WIDTH,
+    Attention,
+    Residual,
+    example,
+    merge,
+    softmax_core,
+    split,
+)
 from tests.zoo import build
 
 
@@ -372,3 +383,17 @@ def test_pytorchs_reason_is_quoted():
     )
     assert said.splitlines()[-1].startswith("Try: other example_inputs (batch of 2 or more")
     assert type(caught.value.__cause__).__name__ == "GuardOnDataDependentSymNode"
+
+
+def test_an_operator_without_a_row_is_taken_apart():
+    class Composite(Attention):
+        def forward(self, x):
+            q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
+            scores = torch.divide(q @ k.mT, 2.0)
+            return self.o(torch.hstack([merge(scores.softmax(-1) @ v)]))
+
+    program = fxslim.capture(Composite(), example())
+    names = {graph.operator_name(node) for node in program.graph.nodes}
+    assert {"linear", "matmul", "softmax", "cat", "div"} <= names
+    assert not names & {"divide", "hstack"}
+    assert all(site.prunable for site in fxslim.find_attention(program))
