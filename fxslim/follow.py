@@ -41,9 +41,9 @@ def summed_axes(axis_map: AxisMap, user: fx.Node, operand: fx.Node) -> set[Axis]
 
 
 def sums(axis_map: AxisMap, user: fx.Node, operand: fx.Node, axes: set[Axis]) -> list[Contraction]:
-    """The contractions in which `user` sums over `axes` of `operand`."""
+    """The contractions in which `user` sums over `axes` of `operand`; without any, over a unit."""
     return [
         c
         for c in axis_map.contractions.get(user, ())
-        if c.operand is operand and set(members(c.dim)) & axes
+        if c.operand is operand and (set(members(c.dim)) & axes if axes else not c.dim)
     ]

@@ -79,13 +79,17 @@ class _Finder:
             return None
         along = self.axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
         others = [i for i in reversed(range(len(dims))) if i != along]
+        others = [i for i in others if dims[i]]
         found = (self._summed_over(node, position) for position in (along, *others))
         operands = next((operands for operands in found if operands is not None), None)
         self.contexts.update(operands.context if operands else ())
         return operands
 
     def _summed_over(self, node: fx.Node, along: int) -> Operands | None:
-        """The operands of a core whose values are summed over dimension `along`."""
+        """The operands of a core whose values are summed over dimension `along`.
+
+        A length of one (a decoder's first step) is no axis: all axes are followed then.
+        """
         dims = self.axis_map.of(node)
         keys = set(members(dims[along]))
         scores = self._scores(node, keys)
@@ -105,7 +109,8 @@ class _Finder:
         """The contractions of two activations that the probabilities are made of."""
 
         def back(n: fx.Node) -> Iterable[fx.Node]:
-            return () if self._is_scores(n) else operands_with(self.axis_map, n, keys)
+            followed = keys or self.axis_map.axes(node)
+            return () if self._is_scores(n) else operands_with(self.axis_map, n, followed)
 
         earlier = (n for n in closure([node], back) if n not in {node, *self.contexts})
         return sorted(filter(self._is_scores, earlier), key=self.order.__getitem__)
@@ -147,7 +152,7 @@ class _Finder:
                     values += self._others(user, value, path)
                 elif (
                     user not in path
-                    and self._has(user, keys)
+                    and self._has(user, keys or own)
                     and own >= summed_axes(self.axis_map, user, value)
                 ):
                     path.add(user)

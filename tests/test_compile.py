@@ -110,6 +110,32 @@ def test_olmo2_is_refused_with_its_reason():
         fxslim.compile(model, 0.5, inputs)
 
 
+class GroupedConvolutions(nn.Module):
+    """Projections with a group for each head, which tie the heads to the input's channels."""
+
+    def __init__(self, heads=4):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.q, self.k, self.v = (nn.Conv1d(8, 16, 1, groups=heads) for _ in range(3))
+        self.o = nn.Conv1d(16, 8, 1)
+        self.heads = heads
+
+    def forward(self, x):
+        y = self.norm(x).mT
+        q, k, v = (conv(y).unflatten(1, (self.heads, -1)).mT for conv in (self.q, self.k, self.v))
+        return x + self.o(softmax_core(q, k, v).mT.flatten(1, 2)).mT
+
+
+def test_a_grouped_convolution_reads_only_the_channels_of_heads_that_stay():
+    model, x = GroupedConvolutions(), torch.randn(3, 5, 8)
+    program = fxslim.capture(model, x)
+    slim = fxslim.compile(program, plan=fxslim.PruningPlan({"attention": [1, 2]}, 0.5))
+    assert_is_without_heads(slim, model, call_of((x,)), program)
+    shapes = {name: tuple(p.shape) for name, p in slim.named_parameters()}
+    assert shapes["q.weight"] == shapes["v.weight"] == (8, 2, 1)
+    assert (shapes["o.weight"], shapes["norm.weight"]) == ((8, 8, 1), (8,))
+
+
 # ----------------------------------------------------------------------------- single query heads
 
 GROUPED = [

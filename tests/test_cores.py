@@ -179,3 +179,10 @@ def test_the_keys_of_a_fused_weight_are_told_from_its_queries():
     assert (site.kind, site.num_kv_heads) == ("gqa", 2)
     assert site.query[0].index.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert site.key[0].index.tolist() == [[8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+@pytest.mark.parametrize("core", [softmax_core, scaled_dot_product_attention])
+def test_keys_of_length_one_are_an_attention(core):
+    program = fxslim.capture(Attention(core=core), example(length=1), dynamic=False)
+    (found,) = fxslim.find_attention(program)
+    assert (found.prunable, found.num_heads, found.kind) == (True, HEADS, "mha")
