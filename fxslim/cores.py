@@ -115,7 +115,7 @@ class _Finder:
             is_cross=self._is_cross(parts),
             projections=projections,
             ends=tuple((n, c) for n, c in ends if set(leaves(c.dim)) & set(heads)),
-            side=self._side(projections, set(heads)),
+            side=self._side(projections, set(heads), ends),
             refusal=refusal,
         )
 
@@ -253,11 +253,18 @@ class _Finder:
         return tuple(leaf for leaf in heads if leaf not in rows)
 
     def _side(
-        self, projections: dict[str, list[tuple[fx.Node, fx.Node]]], heads: set[Axis]
+        self,
+        projections: dict[str, list[tuple[fx.Node, fx.Node]]],
+        heads: set[Axis],
+        ends: Iterable[End],
     ) -> dict[Use, frozenset[fx.Node]]:
         """Operands that carry the heads and come from none of the core's projections."""
         products = {product for pairs in projections.values() for _, product in pairs}
-        after = lambda n: (u for u in n.users if self.axis_map.axes(u) & heads)  # noqa: E731
+        last = {node for node, _ in ends}
+
+        def after(node: fx.Node) -> Iterable[fx.Node]:
+            return (u for u in node.users if u not in last and self.axis_map.axes(u) & heads)
+
         region = closure(products, after)
         found: dict[Use, frozenset[fx.Node]] = {}
         for node in region:

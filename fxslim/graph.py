@@ -39,25 +39,32 @@ _HIGHLY_COMPOSITE = 2**6 * 3**2 * 5 * 7
 
 @functools.lru_cache(maxsize=4096)
 def _symbol_value(name: str) -> int:
-    """The generic value of a symbol: large, of its own, and prime.
+    """The generic value of a symbol: of its own, prime, and large even after many strides.
 
     Nothing divides a length by chance: where a model needs it to be divisible, it says so with a
     size of its own (``length // 4``), and the two differ here.
     """
-    return int(sympy.nextprime(SYMBOLIC + zlib.crc32(name.encode())))
+    high, low = (zlib.crc32(text.encode()) for text in (name, name[::-1]))
+    return int(sympy.nextprime(SYMBOLIC**2 + (high << 32) + low))
 
 
 @functools.lru_cache(maxsize=65536)
 def _evaluate(expression: sympy.Expr) -> int:
     value = _at_the_point(expression)
-    if expression.free_symbols and not is_symbolic(value):
-        return _symbol_value(str(expression))  # a remainder, say: its value tells nothing
-    return value
+    if is_symbolic(value) or not expression.free_symbols:
+        return value
+    # A quotient that is the same everywhere is a number; a remainder's value tells nothing.
+    constant = all(_at_the_point(expression, point=n) == value for n in range(1, 12))
+    return value if constant else _symbol_value(str(expression))
 
 
-def _at_the_point(expression: sympy.Expr, scale: int = 1) -> int:
-    """The value of `expression` where every symbol has its generic value, times `scale`."""
-    values = {s: sympy.Integer(scale * _symbol_value(str(s))) for s in expression.free_symbols}
+def _at_the_point(expression: sympy.Expr, scale: int = 1, point: int = 0) -> int:
+    """The value of `expression` where every symbol has its generic value, times `scale`.
+
+    There are other points to look at, in each of which every symbol has another value.
+    """
+    names = {symbol: f"{symbol}{'*' * point}" for symbol in expression.free_symbols}
+    values = {s: sympy.Integer(scale * _symbol_value(name)) for s, name in names.items()}
     return int(expression.xreplace(values))
 
 

@@ -64,9 +64,15 @@ class Weights:
         return bool(self.sources.get(node)) and node not in self.products
 
     def brought_in(self, node: fx.Node, contraction: Contraction) -> set[Axis]:
-        """The leaves of a contracted operand that the product keeps."""
-        dims = self.axis_map.seen_by(node, contraction.operand)
-        return {leaf for dim in dims for leaf in leaves(dim)} - set(leaves(contraction.dim))
+        """The leaves of a contracted operand's dimensions that the product keeps."""
+        summed = {
+            (c.dimension, leaf)
+            for c in self.axis_map.contractions[node]
+            if c.operand is contraction.operand
+            for leaf in leaves(c.dim)
+        }
+        dims = enumerate(self.axis_map.seen_by(node, contraction.operand))
+        return {leaf for d, dim in dims for leaf in leaves(dim) if (d, leaf) not in summed}
 
     def behind(self, node: fx.Node, axes: set[Axis]) -> list[fx.Node]:
         """The parameters behind a weight that carry any of `axes`."""

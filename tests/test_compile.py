@@ -10,7 +10,7 @@ from torch import nn
 
 import fxslim
 from fxslim.passes.insert_head_masks import mask_name
-from tests.models import Attention, Residual, captured, example, softmax_core
+from tests.models import Attention, Residual, captured, example, merge, softmax_core, split
 from tests.zoo import build
 from tests.zoo.entries import load
 from tests.zoo.handwritten import HANDWRITTEN
@@ -134,6 +134,29 @@ def test_a_grouped_convolution_reads_only_the_channels_of_heads_that_stay():
     shapes = {name: tuple(p.shape) for name, p in slim.named_parameters()}
     assert shapes["q.weight"] == shapes["v.weight"] == (8, 2, 1)
     assert (shapes["o.weight"], shapes["norm.weight"]) == ((8, 8, 1), (8,))
+
+
+class GatedByChunks(Attention):
+    """Each head's scores are gated by a chunk of the normalised residual stream (WavLM)."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+        self.o, self.gate = nn.Linear(8, 8), nn.Linear(2, 1)
+
+    def forward(self, x):
+        y = self.norm(x)
+        q, k, v = (split(linear(y)) for linear in (self.q, self.k, self.v))
+        scores = (q @ k.mT) * self.gate(split(y)).sigmoid()
+        return x + self.o(merge(scores.softmax(-1) @ v))
+
+
+def test_a_gate_from_chunks_of_the_input_does_not_tie_the_heads_to_its_channels():
+    model, x = GatedByChunks(), torch.randn(3, 5, 8)
+    program = fxslim.capture(model, x)
+    slim = fxslim.compile(program, plan=fxslim.PruningPlan({"attention": [0, 3]}, 0.5))
+    assert_is_without_heads(slim, model, call_of((x,)), program)
 
 
 # ----------------------------------------------------------------------------- single query heads

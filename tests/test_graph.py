@@ -68,6 +68,14 @@ def test_a_size_is_symbolic_however_it_is_made():
     assert not graph.is_symbolic(2**31)
 
 
+def test_a_quotient_of_symbols_may_be_a_number():
+    s = sympy.Symbol("s0", integer=True, positive=True)
+    assert graph._evaluate((4 * s * (s + 1)) // (s * (s + 1))) == 4
+    assert graph.is_symbolic(graph._evaluate(sympy.Mod(s, 4)))
+    other = sympy.Symbol("s1", integer=True, positive=True)
+    assert graph.is_symbolic(graph._evaluate((512 * other) // s))
+
+
 def test_a_symbol_that_export_fixed_is_fixed():
     (a, b), _ = symbolic_shapes(lambda x: x + torch.ones(3), 8, 3)
     assert (graph.fixed_size(a), graph.fixed_size(b), graph.fixed_size(5)) == (None, 3, 5)
