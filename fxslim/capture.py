@@ -19,7 +19,7 @@ from fxslim.exporting import SYMBOLIC_LENGTHS, export, length_dims
 from fxslim.graph import fixed_size
 from fxslim.tidying import tidied
 
-__all__ = ["as_program", "capture", "check_model"]
+__all__ = ["as_program", "capture", "capture_call", "check_model"]
 
 
 def capture(
@@ -46,6 +46,13 @@ def capture(
     args, kwargs = as_inputs(
         example_inputs if example_inputs is not None else example_inputs_for(model)
     )
+    return capture_call(model, args, kwargs, dynamic=dynamic)
+
+
+def capture_call(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool
+) -> fx.GraphModule:
+    """Capture what ``model(*args, **kwargs)`` does; see `capture`."""
     notes: list[str] = []
     callee = _without_cache(model, kwargs, notes)
     with _unchanged(model):
@@ -57,7 +64,7 @@ def capture(
     program.meta["example_inputs"] = (args, kwargs)
     for note in notes:
         if note.startswith("static"):
-            warnings.warn(f"fxslim.capture: {note}", stacklevel=2)
+            warnings.warn(f"fxslim.capture: {note}", stacklevel=3)
     return program
 
 

@@ -86,7 +86,7 @@ def prune(
             cost = totals(program, slim, args or kwargs)
             step("save")
             files = save(slim, out)
-        done = slim.meta["fxslim"]
+        done = fxslim.Report.of(slim)
         console.print(site_table(done.sites, done.plan, done.scores, dense=model, slim=slim))
         console.print("", totals_table(cost), "", sep="\n")
         console.print(f"slim against masked: largest difference {done.max_difference:.1e}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,11 +11,12 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim.axes import Axis
-from fxslim.capture import as_program
 from fxslim.criteria import Criterion, LossFn, chosen
 from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
-from fxslim.locate import locate
+from fxslim.locate import locate_parts
+from fxslim.partial import captured
+from fxslim.parts import each_part, meta_of
 from fxslim.passes import InsertHeadMasks, Narrow
 from fxslim.plan import PruningPlan, Scope, Unit, check_plan, check_target
 from fxslim.plan import plan as make_plan
@@ -43,6 +44,18 @@ class Report:
     scores: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
     max_difference: float | None = None
 
+    @classmethod
+    def of(cls, slim: nn.Module) -> Report:
+        """The report of a slim model.
+
+        Raises:
+            ValueError: the module has none.
+        """
+        report = meta_of(slim).get("fxslim")
+        if not isinstance(report, cls):
+            raise ValueError(f"{type(slim).__name__} is not what fxslim.compile returned")
+        return report
+
 
 def compile(
     model: nn.Module,
@@ -58,7 +71,7 @@ def compile(
     min_heads: int = 1,
     dynamic: bool = True,
     verify: bool = True,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Remove attention heads from `model` and return a narrower program that computes the rest.
 
     Args:
@@ -77,7 +90,8 @@ def compile(
         verify: compare slim with masked on the example inputs.
 
     Returns:
-        A `GraphModule` called as the model is, with ``meta["fxslim"]`` a `Report`.
+        A `GraphModule` called as the model is, with ``meta["fxslim"]`` a `Report`.  Where the model
+        as a whole does not export: a copy of it with the submodules that do replaced.
 
     Raises:
         ValueError, TypeError: a bad argument, before any work.
@@ -88,26 +102,26 @@ def compile(
     check_target(sparsity, scope, unit, min_heads)
     if plan is None:
         chosen(criterion, calibration)
-    program = as_program(model, example_inputs, dynamic=dynamic)
-    located = locate(program)
-    _check_prunable(located.sites, type(model).__name__)
-    masked = _result(InsertHeadMasks(located)(program))
+    program = captured(model, example_inputs, dynamic=dynamic)
+    located = locate_parts(program)
+    sites = _sites(located)
+    _check_prunable(sites, type(model).__name__)
+    masked = _mask(program, located)
     scores: dict[str, torch.Tensor] = {}
     if plan is None:
         scores = score(masked, criterion, calibration, loss_fn)
-        plan = make_plan(
-            scores, located.sites, sparsity, scope=scope, unit=unit, min_heads=min_heads
-        )
+        plan = make_plan(scores, sites, sparsity, scope=scope, unit=unit, min_heads=min_heads)
         _check_not_empty(plan, sparsity)
     slim = _narrow(program, located, plan)
-    difference = check(slim, masked, plan, located.attentions) if verify else None
-    slim.meta["fxslim"] = Report(plan, located.sites, scores, difference)
+    attentions = [a for part in located.values() for a in part.attentions]
+    difference = check(slim, masked, plan, attentions) if verify else None
+    meta_of(slim)["fxslim"] = Report(plan, sites, scores, difference)
     return slim
 
 
 def insert_head_masks(
-    program: fx.GraphModule, sites: Sequence[AttentionSite] | None = None, *, trainable: bool = True
-) -> fx.GraphModule:
+    program: nn.Module, sites: Sequence[AttentionSite] | None = None, *, trainable: bool = True
+) -> nn.Module:
     """Return `program` with a mask (heads,) at each prunable site, all 1.
 
     Args:
@@ -118,19 +132,35 @@ def insert_head_masks(
     Raises:
         UnsupportedSite: a site in `sites` was changed to prunable, or is unknown to the program.
     """
-    located = locate(program)
+    located = locate_parts(program)
     if sites is not None:
         wanted = {site.name for site in sites if site.prunable}
-        unknown = wanted - {site.name for site in located.sites if site.prunable}
+        unknown = wanted - {site.name for site in _sites(located) if site.prunable}
         if unknown:
             raise UnsupportedSite(f"the program has no prunable site {', '.join(sorted(unknown))}")
-        chosen = tuple(a for a in located.attentions if a.site.name in wanted)
-        located = Located(located.axis_map, chosen)
-    return _result(InsertHeadMasks(located, trainable)(program))
+        for path, part in located.items():
+            chosen = tuple(a for a in part.attentions if a.site.name in wanted)
+            located[path] = Located(part.axis_map, chosen)
+    return _mask(program, located, trainable=trainable)
+
+
+def _mask(
+    program: nn.Module, located: Mapping[str, Located], *, trainable: bool = True
+) -> nn.Module:
+    def mask(path: str, part: fx.GraphModule) -> fx.GraphModule:
+        return _result(InsertHeadMasks(located[path], trainable)(part))
+
+    masked = each_part(program, mask)
+    meta_of(masked)["sites"] = [site for site in _sites(located) if site.prunable]
+    return masked
+
+
+def _sites(located: Mapping[str, Located]) -> list[AttentionSite]:
+    return [site for part in located.values() for site in part.sites]
 
 
 def score(
-    masked: fx.GraphModule,
+    masked: nn.Module,
     criterion: str | Criterion = "weight_product",
     calibration: Iterable[Inputs] | None = None,
     loss_fn: LossFn | None = None,
@@ -151,25 +181,29 @@ def score(
         ValueError: an unknown criterion, or calibration data is missing.
     """
     found = chosen(criterion, calibration)
-    return found.score(masked, masked.meta["sites"], calibration, loss_fn)
+    return found.score(masked, meta_of(masked)["sites"], calibration, loss_fn)
 
 
-def narrow(program: fx.GraphModule, plan: PruningPlan) -> fx.GraphModule:
+def narrow(program: nn.Module, plan: PruningPlan) -> nn.Module:
     """Return `program` without the heads that `plan` leaves out; `program` is not changed.
 
     Raises:
         PlanError: the plan does not fit the program's sites.
         UnsupportedSite: the plan removes heads of a site that is not prunable.
     """
-    located = locate(program)
+    located = locate_parts(program)
     slim = _narrow(program, located, plan)
-    slim.meta["fxslim"] = Report(plan, located.sites)
+    meta_of(slim)["fxslim"] = Report(plan, _sites(located))
     return slim
 
 
-def _narrow(program: fx.GraphModule, located: Located, plan: PruningPlan) -> fx.GraphModule:
-    check_plan(plan, located.sites)
-    return _result(Narrow(located.axis_map, keep_of(located, plan))(program))
+def _narrow(program: nn.Module, located: Mapping[str, Located], plan: PruningPlan) -> nn.Module:
+    check_plan(plan, _sites(located))
+
+    def narrow_part(path: str, part: fx.GraphModule) -> fx.GraphModule:
+        return _result(Narrow(located[path].axis_map, keep_of(located[path], plan))(part))
+
+    return each_part(program, narrow_part)
 
 
 def _result(result: PassResult) -> fx.GraphModule:

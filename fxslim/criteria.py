@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import fx
+from torch import nn
 
 from fxslim.examples import Inputs, call_with
 from fxslim.graph import attribute
+from fxslim.masks import head_masks
 from fxslim.sites import AttentionSite, Projection
 
 __all__ = [
@@ -33,7 +34,7 @@ class Criterion(Protocol):
 
     def score(
         self,
-        masked: fx.GraphModule,
+        masked: nn.Module,
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None,
         loss_fn: LossFn | None,
@@ -42,7 +43,7 @@ class Criterion(Protocol):
         ...
 
 
-def _rows(masked: fx.GraphModule, projection: Projection) -> torch.Tensor:
+def _rows(masked: nn.Module, projection: Projection) -> torch.Tensor:
     """(heads, positions per head, rest): the weight's slices, one a head, in float32."""
     weight = _with_values(attribute(masked, projection.weight), projection.weight).float()
     index = projection.index.to(weight.device)
@@ -76,7 +77,7 @@ class Magnitude:
 
     def score(
         self,
-        masked: fx.GraphModule,
+        masked: nn.Module,
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
@@ -101,7 +102,7 @@ class WeightProduct:
 
     def score(
         self,
-        masked: fx.GraphModule,
+        masked: nn.Module,
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
@@ -109,7 +110,7 @@ class WeightProduct:
         """Needs no data."""
         return {site.name: self._site(masked, site) for site in sites}
 
-    def _site(self, masked: fx.GraphModule, site: AttentionSite) -> torch.Tensor:
+    def _site(self, masked: nn.Module, site: AttentionSite) -> torch.Tensor:
         total = torch.zeros(site.num_heads)
         for out in site.output:
             o = _rows(masked, out)
@@ -137,7 +138,7 @@ class Random:
 
     def score(
         self,
-        masked: fx.GraphModule,
+        masked: nn.Module,
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
@@ -164,7 +165,7 @@ class Sensitivity:
 
     def score(
         self,
-        masked: fx.GraphModule,
+        masked: nn.Module,
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
@@ -173,7 +174,7 @@ class Sensitivity:
         batches = _given(calibration)
         for name, parameter in masked.named_parameters():
             _with_values(parameter, name)
-        masks = {site.name: attribute(masked, _mask(site)) for site in sites}
+        masks = head_masks(masked, [site.name for site in sites])
         total: Scores = {n: torch.zeros_like(m, dtype=torch.float32) for n, m in masks.items()}
         count = 0
         for batch in batches:
@@ -186,10 +187,6 @@ class Sensitivity:
         if not count:
             raise ValueError("calibration has no batches")
         return {name: (value / count).cpu() for name, value in total.items()}
-
-
-def _mask(site: AttentionSite) -> str:
-    return f"head_masks.{site.name.replace('.', '/')}"
 
 
 def _loss(output: Any, loss_fn: LossFn | None) -> torch.Tensor:

@@ -154,7 +154,7 @@ def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> flo
             calibration=step.track(batches),
             loss_fn=_project_at_random(),
         )
-        report = slim.meta["fxslim"]
+        report = fxslim.Report.of(slim)
         step("compare embeddings")
         cosine = cosine_similarity(_embed(dense, texts), _embed(slim, texts)).mean().item()
         step("measure")

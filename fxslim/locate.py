@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import fx
+from torch import fx, nn
 
 from fxslim import graph
 from fxslim.analysis import AxisMap, Use, analyse
 from fxslim.axes import Axis, leaves
 from fxslim.cores import Core, find_cores
+from fxslim.parts import parts_of
 from fxslim.site_builder import SiteBuilder
 from fxslim.sites import Attention, AttentionSite, Located
 from fxslim.weights import Weights
 
-__all__ = ["find_attention", "locate"]
+__all__ = ["find_attention", "locate", "locate_parts"]
 
 
-def find_attention(program: fx.GraphModule) -> list[AttentionSite]:
-    """Find every attention of a captured program, in the order of the graph.
+def find_attention(program: nn.Module) -> list[AttentionSite]:
+    """Find every attention of a captured model, in the order of the graph.
 
     Args:
         program: what `fxslim.capture` returned.
@@ -28,7 +29,12 @@ def find_attention(program: fx.GraphModule) -> list[AttentionSite]:
     Returns:
         One site an attention; those that cannot be pruned say why in `reason`.
     """
-    return locate(program).sites
+    return [site for located in locate_parts(program).values() for site in located.sites]
+
+
+def locate_parts(program: nn.Module) -> dict[str, Located]:
+    """The attentions of each part of a captured model, by the paths of the parts."""
+    return {path: locate(part) for path, part in parts_of(program).items()}
 
 
 def locate(program: fx.GraphModule) -> Located:

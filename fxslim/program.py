@@ -27,6 +27,13 @@ class Program(fx.GraphModule):
         for target, _ in root.named_buffers():
             _keep_persistence(root, self, target)
 
+    def keep_attributes(self, attributes: dict[str, Any]) -> None:
+        """Set plain attributes that copies keep, too."""
+        if attributes:
+            self.meta["attributes"] = {**self.meta.get("attributes", {}), **attributes}
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         root = copy.deepcopy(_root(self), memo)
         graph, places = copy_graph(self.graph)
@@ -85,6 +92,7 @@ def _root(program: fx.GraphModule) -> nn.Module:
 def _assemble(root: nn.Module, graph: fx.Graph, meta: dict[str, Any], name: str) -> Program:
     program = Program(root, graph, name)
     program.meta = meta
+    program.keep_attributes(meta.get("attributes", {}))
     program.train(root.training)
     return program
 

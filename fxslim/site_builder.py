@@ -12,6 +12,7 @@ from fxslim import graph
 from fxslim.analysis import AxisMap
 from fxslim.axes import Axis, leaves, size
 from fxslim.cores import Core
+from fxslim.parts import path_of
 from fxslim.positions import coordinates, tells_groups
 from fxslim.sites import Attention, AttentionSite, Head, Projection
 from fxslim.weights import Weights
@@ -29,6 +30,7 @@ class SiteBuilder:
         self.weights = weights
         self.cores = cores
         self.all_cores = all_cores
+        self.path = path_of(axis_map.program)
         self.leaves = list(dict.fromkeys(leaf for core in cores for leaf in core.heads))
         self.heads = self._heads()
         ends = {(node, c.operand, c.dimension): c for core in cores for node, c in core.ends}
@@ -169,7 +171,8 @@ class SiteBuilder:
                 shared = carried if own else _shared(carried, dim)
                 others = [leaf for leaf in carried if leaf not in shared]
                 index = _positions(self.heads, shared, dim, others)
-                yield Projection(str(weight.target), bias, position, index)
+                bias = bias and self._full(bias)
+                yield Projection(self._full(str(weight.target)), bias, position, index)
 
     # --------------------------------------------------------------------------------------- name
 
@@ -178,7 +181,11 @@ class SiteBuilder:
         paths = [graph.module_path(node).split(".") for node in nodes]
         shared = list(takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False)))
         common = ".".join(names[0] for names in shared)
-        return common or graph.module_path(self.cores[0].node) or "attention"
+        return self._full(common or graph.module_path(self.cores[0].node)) or "attention"
+
+    def _full(self, name: str) -> str:
+        """A name as it is in the whole model, of which this program may be a part."""
+        return ".".join(filter(None, (self.path, name)))
 
 
 def _along(core: Core, leaf: Axis) -> list[int]:

@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxslim.errors import VerificationError
 from fxslim.examples import Inputs, as_inputs
-from fxslim.graph import attribute
+from fxslim.masks import head_masks, set_masks
+from fxslim.parts import each_part, parts_of
 from fxslim.plan import PruningPlan
 from fxslim.sites import Attention
 
-__all__ = ["set_masks", "verify"]
+__all__ = ["verify"]
 
 _Given = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -25,34 +26,22 @@ _ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torc
 """The largest difference that counts as rounding, relative to the largest value of the output."""
 
 
-def set_masks(masked: fx.GraphModule, plan: PruningPlan) -> None:
-    """Set every head mask of `masked` to the plan: 1 for the heads that stay, 0 for the others."""
-    for site, kept in plan.kept.items():
-        name = f"head_masks.{site.replace('.', '/')}"
-        if not hasattr(masked.head_masks, name.removeprefix("head_masks.")):
-            continue
-        mask = attribute(masked, name)
-        with torch.no_grad():
-            mask.zero_()
-            mask[kept] = 1
-
-
 @contextmanager
-def _masks_of(masked: fx.GraphModule, plan: PruningPlan) -> Iterator[None]:
+def _masks_of(masked: nn.Module, plan: PruningPlan) -> Iterator[None]:
     """Every head mask set to the plan, and after that as it was."""
-    masks = masked.get_submodule("head_masks").state_dict().values()
+    masks = head_masks(masked, list(plan.kept)).values()
     before = [(mask, mask.detach().clone()) for mask in masks]
     try:
-        set_masks(masked, plan)
+        set_masks(masked, plan.kept)
         yield
     finally:
         for mask, value in before:
-            mask.copy_(value)
+            mask.detach().copy_(value)
 
 
 def verify(
-    slim: fx.GraphModule,
-    masked: fx.GraphModule,
+    slim: nn.Module,
+    masked: nn.Module,
     plan: PruningPlan,
     attentions: Sequence[Attention] = (),
     inputs: Inputs | None = None,
@@ -67,14 +56,19 @@ def verify(
     """
     if any(parameter.is_meta for parameter in slim.parameters()):
         return None
-    args, kwargs = as_inputs(inputs) if inputs is not None else masked.meta["example_inputs"]
-    masked, slim = _quiet(masked), _quiet(slim)
+    if inputs is not None:
+        pairs = [(slim, masked, as_inputs(inputs))]
+    else:
+        parts = zip(parts_of(slim).values(), parts_of(masked).values(), strict=True)
+        pairs = [(part, other, other.meta["example_inputs"]) for part, other in parts]
     with _masks_of(masked, plan):
-        return _compare(slim, masked, (args, kwargs), attentions)
+        return max(
+            _compare(_quiet(one), _quiet(other), given, attentions) for one, other, given in pairs
+        )
 
 
 def _compare(
-    slim: fx.GraphModule, masked: fx.GraphModule, inputs: _Given, attentions: Sequence[Attention]
+    slim: nn.Module, masked: nn.Module, inputs: _Given, attentions: Sequence[Attention]
 ) -> float:
     """The largest difference; raises where it is more than rounding."""
     args, kwargs = inputs
@@ -119,8 +113,12 @@ def _comparable(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor).double() if tensor.is_complex() else tensor.double()
 
 
-def _quiet(program: fx.GraphModule) -> fx.GraphModule:
-    """The program with dropout switched off (its tensors are shared); itself if there is none."""
+def _quiet(program: nn.Module) -> nn.Module:
+    """The model with dropout switched off (its tensors are shared); itself if there is none."""
+    return each_part(program, lambda _, part: _without_dropout(part))
+
+
+def _without_dropout(program: fx.GraphModule) -> fx.GraphModule:
     if not any("p" in _dropout_arguments(n) for n in program.graph.nodes):
         return program
     quiet = copy.copy(program)
@@ -145,10 +143,12 @@ def _dropout_arguments(node: fx.Node) -> dict[str, int]:
 
 
 def _first_difference(
-    slim: fx.GraphModule, masked: fx.GraphModule, inputs: _Given, attentions: Iterable[Attention]
+    slim: nn.Module, masked: nn.Module, inputs: _Given, attentions: Iterable[Attention]
 ) -> str:
     """Which site's output projection is the first to differ."""
     watched = {node.name: a.site.name for a in attentions for node, _ in a.ends}
+    if not (isinstance(slim, fx.GraphModule) and isinstance(masked, fx.GraphModule)):
+        return "compare part by part (without inputs) to learn where"
     values = [_record(program, inputs, set(watched)) for program in (masked, slim)]
     for node, site in watched.items():
         if node in values[0] and node in values[1]:

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.export import Dim, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from fxslim.compile import Report
 from fxslim.errors import FxslimError
 
 __all__ = ["Steps", "import_transformers", "load_model", "save"]
@@ -124,7 +125,7 @@ def _model_class(transformers: Any, config: Any) -> Any:
     return found
 
 
-def save(slim: fx.GraphModule, folder: Path) -> list[Path]:
+def save(slim: nn.Module, folder: Path) -> list[Path]:
     """Write ``slim.pt2`` (an exported program) and ``plan.json``.
 
     Args:
@@ -133,13 +134,21 @@ def save(slim: fx.GraphModule, folder: Path) -> list[Path]:
 
     Returns:
         The files written.
+
+    Raises:
+        FxslimError: It is no program: the model as a whole does not export.
     """
+    if not isinstance(slim, fx.GraphModule):
+        raise FxslimError(
+            f"{type(slim).__name__} does not export as a whole, so there is no program to save; "
+            "fxslim.compile prunes the submodules that do, and torch.save keeps the result"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     program, plan = folder / "slim.pt2", folder / "plan.json"
     args, kwargs = slim.meta["example_inputs"]
     shapes = _symbolic(slim, args, kwargs)
     torch.export.save(torch.export.export(slim, args, kwargs, dynamic_shapes=shapes), program)
-    plan.write_text(slim.meta["fxslim"].plan.to_json() + "\n")
+    plan.write_text(Report.of(slim).plan.to_json() + "\n")
     return [program, plan]
 
 

@@ -66,6 +66,7 @@ def copy_program(program: fx.GraphModule) -> tuple[Program, dict[fx.Node, fx.Nod
     graph, places = copy_graph(program.graph)
     made = Program(program, graph, type(program).__name__)
     made.meta = {key: value for key, value in program.meta.items() if key != "fxslim"}
+    made.keep_attributes(made.meta.get("attributes", {}))
     made.train(program.training)
     return made, places
 

@@ -12,16 +12,12 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim.axes import Axis, leaves, size
 from fxslim.calls import Dims
+from fxslim.masks import mask_name
 from fxslim.passes.base import GraphPass, check_analysed, copy_program, infer_shapes, isolate
 from fxslim.positions import coordinates
 from fxslim.sites import Attention, Head, Located
 
-__all__ = ["InsertHeadMasks", "mask_name"]
-
-
-def mask_name(site: str) -> str:
-    """The name of a site's mask in the masked program: ``head_masks.<site>``, dots as slashes."""
-    return f"head_masks.{site.replace('.', '/')}"
+__all__ = ["InsertHeadMasks"]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fxslim
-from fxslim.passes.insert_head_masks import mask_name
+from fxslim.masks import mask_name
 from tests.models import Attention, Residual, captured, example, merge, softmax_core, split
 from tests.zoo import build
 from tests.zoo.entries import load

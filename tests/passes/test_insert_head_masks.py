@@ -9,8 +9,8 @@ from torch import nn
 
 import fxslim
 from fxslim.locate import locate
+from fxslim.masks import mask_name
 from fxslim.passes import InsertHeadMasks
-from fxslim.passes.insert_head_masks import mask_name
 from tests.models import Attention, Residual, captured, example, printed, softmax_core
 from tests.zoo.reference import call_of, compare, without_heads
 

@@ -1,0 +1,165 @@
+"""Partial capture: where a model as a whole does not export, its largest submodules that do."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxslim.capture import as_program, capture_call
+from fxslim.errors import CaptureError
+from fxslim.examples import Inputs, as_inputs, example_inputs_for
+from fxslim.locate import locate
+from fxslim.parts import meta_of, with_parts
+
+__all__ = ["capture_parts", "captured"]
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def captured(
+    model: nn.Module, example_inputs: Inputs | None = None, *, dynamic: bool = True
+) -> nn.Module:
+    """`model` as a program; where it does not export as a whole, with programs in it.
+
+    Raises:
+        TypeError, ValueError: as `fxslim.capture`.
+        CaptureError: neither the model nor any submodule with a prunable attention exports.
+    """
+    if "parts" in meta_of(model):
+        return model
+    try:
+        return as_program(model, example_inputs, dynamic=dynamic)
+    except CaptureError as error:
+        given = example_inputs if example_inputs is not None else example_inputs_for(model)
+        return capture_parts(model, as_inputs(given), error, dynamic=dynamic)
+
+
+def capture_parts(
+    model: nn.Module, call: _Call, reason: CaptureError, *, dynamic: bool
+) -> nn.Module:
+    """A copy of `model` with programs in place of the largest submodules that export.
+
+    A submodule is replaced if it has a prunable attention, is called through its `forward`, and the
+    model computes the same with the program on the example.  ``meta["parts"]`` of the result lists
+    the paths, ``meta["capture"]`` why the whole did not export; both are a warning, too.
+
+    Args:
+        model: called without a cache where it takes `use_cache`.
+        call: the arguments of an example call.
+        reason: why the model as a whole could not be captured.
+        dynamic: keep batch and sequence lengths symbolic, as far as the submodules allow.
+
+    Raises:
+        CaptureError: `reason`, if the model does not run, or none of its submodules will do.
+    """
+    with torch.no_grad(), _deterministic():
+        try:
+            calls, expected = _recorded(model, call)
+        except Exception as error:
+            raise reason from error
+        host, parts = model, dict[str, nn.Module]()
+        waiting = deque(name for name, _ in model.named_children())
+        while waiting:
+            path = waiting.popleft()
+            part = _program_of(model.get_submodule(path), path, calls.get(path), dynamic=dynamic)
+            if part is not None:
+                found = {**parts, path: part}
+                candidate = with_parts(model, found)
+                if _does_the_same(candidate, part, call, expected):
+                    host, parts = candidate, found
+                    continue
+            waiting += (f"{path}.{name}" for name, _ in model.get_submodule(path).named_children())
+    if not parts:
+        raise reason
+    name = type(model).__name__
+    note = f"{name} does not export as a whole; captured in parts: {', '.join(parts)}\n{reason}"
+    host.meta = {"parts": tuple(parts), "capture": (note,), "example_inputs": call}  # type: ignore[assignment]
+    warnings.warn(f"fxslim: {note}", stacklevel=4)
+    return host
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """The same random numbers for every run of the model."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _run(model: nn.Module, call: _Call) -> Any:
+    """The model's output for copies of the inputs, without a cache."""
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, call)
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs.setdefault("use_cache", False)
+    torch.manual_seed(0)
+    return model(*args, **kwargs)
+
+
+def _recorded(model: nn.Module, call: _Call) -> tuple[dict[str, _Call], Any]:
+    """The arguments of the first call of each submodule, and the model's output."""
+    calls: dict[str, _Call] = {}
+
+    def record(path: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        if path not in calls:
+            calls[path] = copy.copy(args), copy.copy(kwargs)
+
+    hooks = [
+        module.register_forward_pre_hook(functools.partial(record, path), with_kwargs=True)
+        for path, module in model.named_modules()
+        if path
+    ]
+    try:
+        return calls, _run(model, call)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _program_of(
+    module: nn.Module, path: str, call: _Call | None, *, dynamic: bool
+) -> fx.GraphModule | None:
+    """The submodule as a program, if it is called, exports, and has attention to prune."""
+    tensors = [t for t in pytree.tree_leaves(call) if isinstance(t, torch.Tensor)]
+    if call is None or not tensors or not any(True for _ in module.parameters()):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = capture_call(module, *call, dynamic=dynamic)
+    except CaptureError:
+        return None
+    program.meta["path"] = path
+    return program if any(site.prunable for site in locate(program).sites) else None
+
+
+def _does_the_same(model: nn.Module, part: nn.Module, call: _Call, expected: Any) -> bool:
+    """Whether the model calls the program, and computes what it did before."""
+    called: list[bool] = []
+    hook = part.register_forward_hook(lambda *_: called.append(True))
+    try:
+        output = _run(model, call)
+    except Exception:  # noqa: BLE001  the model reads what a program does not have
+        return False
+    finally:
+        hook.remove()
+    return bool(called) and _close(output, expected)
+
+
+def _close(output: Any, expected: Any) -> bool:
+    got, wanted = (
+        [t for t in pytree.tree_leaves(tree) if isinstance(t, torch.Tensor)]
+        for tree in (output, expected)
+    )
+    if [t.shape for t in got] != [t.shape for t in wanted]:
+        return False
+    pairs = zip(got, wanted, strict=True)
+    return all(torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True) for a, b in pairs)
