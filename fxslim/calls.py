@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,8 @@ class Call:
         if self.arguments[name] is None:
             return default
         value = self.number(name)
+        if value >= sys.maxsize:  # how export writes "to the end"; generic lengths are larger
+            return length
         return min(max(value + length if value < 0 else value, 0), length)
 
     def reads(self, dim: Dim, how: str = "reads it as a whole") -> None:

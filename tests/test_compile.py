@@ -10,7 +10,7 @@ from torch import nn
 
 import fxslim
 from fxslim.masks import mask_name
-from tests.models import Attention, Residual, captured, example, merge, softmax_core, split
+from tests.models import HEADS, Attention, Residual, captured, example, merge, softmax_core, split
 from tests.zoo import build
 from tests.zoo.entries import load
 from tests.zoo.handwritten import HANDWRITTEN
@@ -157,6 +157,18 @@ def test_a_gate_from_chunks_of_the_input_does_not_tie_the_heads_to_its_channels(
     program = fxslim.capture(model, x)
     slim = fxslim.compile(program, plan=fxslim.PruningPlan({"attention": [0, 3]}, 0.5))
     assert_is_without_heads(slim, model, call_of((x,)), program)
+
+
+def test_a_slice_to_the_end_of_heads_merged_with_lengths_is_whole():
+    class Merged(Attention):
+        def forward(self, x):
+            q, k, v = (split(linear(x)).flatten(0, 1)[:] for linear in (self.q, self.k, self.v))
+            context = softmax_core(q, k, v).unflatten(0, (-1, HEADS))
+            return self.o(merge(context))
+
+    model, x = Merged(), example()
+    program = fxslim.capture(model, x)
+    assert_is_without_heads(fxslim.compile(program, 0.5), model, call_of((x,)), program)
 
 
 # ----------------------------------------------------------------------------- single query heads
