@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tests.zoo.check import FAILURES, Result
 from tests.zoo.entries import entry_names
+from tests.zoo.markdown import page
 from tests.zoo.runner import TIMEOUT, jobs_of, run
 from tests.zoo.tables import report
 
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     results.sort(key=lambda result: (names.index(result.name), result.attn))
     Console(width=100).print(report(results))
+    if options.markdown:
+        options.markdown.write_text(page(results))
     return int(any(result.status in FAILURES for result in results))
 
 
@@ -46,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one check")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a page of the docs")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     return parser
 

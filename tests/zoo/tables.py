@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tests.zoo.check import FAILURES, Result
 
-__all__ = ["report", "result_table"]
+__all__ = ["kinds_of_reasons", "report", "result_table"]
 
 _WIDTH = 100
 _STYLES = {"equal": "green", "refused": "yellow", "skipped": "dim", "capture": "yellow"}
@@ -26,7 +26,7 @@ def report(results: Sequence[Result]) -> RenderableType:
     failures = [result for result in results if result.status in (*FAILURES, "capture")]
     if failures:
         parts += [_failure_table(failures)]
-    parts += [_counts("refused sites: why", _summed(map(_kinds_of_reasons, results)))]
+    parts += [_counts("refused sites: why", _summed(map(kinds_of_reasons, results)))]
     parts += [_counts("operators without a rule, sites", _summed(r.operators for r in results))]
     parts += [Text(_totals(results))]
     return Group(*parts)
@@ -86,7 +86,7 @@ def _summed(counts: Iterable[dict[str, int]]) -> Counter[str]:
 _PLACE = re.compile(r" \([^()]* in [^()]*\)|(?<=\w)_\d+\b")
 
 
-def _kinds_of_reasons(result: Result) -> dict[str, int]:
+def kinds_of_reasons(result: Result) -> dict[str, int]:
     """The reasons without the places in the graph that they name."""
     kinds: Counter[str] = Counter()
     for reason, count in result.reasons.items():

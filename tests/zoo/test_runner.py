@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tests.zoo.__main__ import main
 from tests.zoo.check import Result
+from tests.zoo.markdown import page
 from tests.zoo.reference import Difference
 from tests.zoo.runner import Job, _Worker, run
 from tests.zoo.tables import report
@@ -50,6 +51,23 @@ def test_the_report_fits_and_names_what_failed():
     assert max(map(len, text.splitlines())) <= 100
     for expected in ("4 checks: ", "x has no rule", "exit code -11", "relative=0.25"):
         assert expected in text
+
+
+def test_the_page_has_a_row_for_every_entry_and_for_every_difference():
+    good = Result("bert", "sdpa", "equal", cores=2, sites=2, prunable=2)
+    results = [
+        good,
+        replace(good, attn="eager"),
+        replace(good, name="b"),
+        replace(good, name="b", attn="eager", status="refused", prunable=0, reasons={"why": 2}),
+        replace(good, name="c", attn="eager", status="skipped"),
+    ]
+    lines = page(results).splitlines()
+    assert "| `bert` | eager, sdpa | 2 | 2 | 2 | equal |" in lines
+    assert "| `b` | sdpa | 2 | 2 | 2 | equal |" in lines
+    assert "| `b` | eager | 2 | 2 | 0 | refused |" in lines
+    assert "| why | 2 |" in lines
+    assert not any("`c`" in line for line in lines)
 
 
 def test_list_prints_the_names_that_match(capsys):
