@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -79,11 +79,11 @@ def _results(node: fx.Node) -> list[torch.Tensor]:
     return [v for v in values if isinstance(v, torch.Tensor)]
 
 
-def analyse(program: fx.GraphModule, select_at: Collection[Use] = ()) -> AxisMap:
+def analyse(program: fx.GraphModule, select_at: Mapping[Use, int | None] | None = None) -> AxisMap:
     """Walk `program` once and return its axis map.
 
     At the uses in `select_at` the operand shares no axis with its other uses: narrowing selects
-    from it there.
+    from it there.  One of its dimensions may be named: it is one axis then, whatever its factors.
 
     Raises:
         TypeError, ValueError: `program` is not what `fxslim.capture` returns.
@@ -91,12 +91,12 @@ def analyse(program: fx.GraphModule, select_at: Collection[Use] = ()) -> AxisMap
     _check_captured(program)
     axis_map = AxisMap(program)
     tensors: dict[int, list[Dims]] = {}
-    operands: dict[fx.Node, list[fx.Node]] = {}
-    for user, operand in select_at:
-        operands.setdefault(user, []).append(operand)
+    operands: dict[fx.Node, dict[fx.Node, int | None]] = {}
+    for (user, operand), whole in (select_at or {}).items():
+        operands.setdefault(user, {})[operand] = whole
     for node in program.graph.nodes:
-        for operand in operands.get(node, ()):
-            axis_map.selected[node, operand] = _copy(axis_map.of(operand))
+        for operand, whole in operands.get(node, {}).items():
+            axis_map.selected[node, operand] = _copy(axis_map.of(operand), whole)
         if node.op == "get_attr" and graph.is_tensor(node):
             tensor = graph.attribute(program, node.target)
             known = tensors.setdefault(id(tensor), _fresh_results(node, None))
@@ -124,9 +124,12 @@ def _check_captured(program: fx.GraphModule) -> None:
             )
 
 
-def _copy(dims: Dims) -> Dims:
-    """The same factors with identities of their own."""
-    return tuple(tuple(Axis(axis.size) for axis in resolve(dim)) for dim in dims)
+def _copy(dims: Dims, whole: int | None) -> Dims:
+    """The same factors with identities of their own; of dimension `whole`, one for all of them."""
+    return tuple(
+        fresh(size(dim)) if d == whole else tuple(Axis(axis.size) for axis in resolve(dim))
+        for d, dim in enumerate(dims)
+    )
 
 
 def _fresh_results(node: fx.Node, blocked: Block | None) -> list[Dims]:

@@ -12,16 +12,16 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim.axes import Axis
 from fxslim.criteria import Criterion, LossFn, chosen
-from fxslim.errors import UnsupportedSite
+from fxslim.errors import PlanError, UnsupportedSite
 from fxslim.examples import Inputs
 from fxslim.locate import locate_parts
 from fxslim.partial import captured
 from fxslim.parts import each_part, meta_of
 from fxslim.passes import InsertHeadMasks, Narrow
-from fxslim.plan import PruningPlan, Scope, Unit, check_plan, check_target
+from fxslim.plan import PruningPlan, Scope, check_plan, check_target
 from fxslim.plan import plan as make_plan
 from fxslim.positions import Keep, Uneven
-from fxslim.sites import Attention, AttentionSite, Located
+from fxslim.sites import Attention, AttentionSite, Located, Unit
 from fxslim.verify import verify as check
 
 __all__ = ["Report", "compile", "insert_head_masks", "narrow", "score"]
@@ -83,8 +83,8 @@ def compile(
         loss_fn: the loss of a model output, for criteria that need gradients.
         plan: a plan to follow exactly, instead of scoring.
         scope: "global", "local" or "uniform"; see `fxslim.plan`.
-        unit: what goes at a time where query heads share a KV head: "group" or "query"; see
-            `fxslim.plan`.
+        unit: what goes at a time where query heads share a KV head: "group", "query", or "any",
+            which repeats keys and values with an index; see `fxslim.plan`.
         min_heads: heads that stay in every site; 0 lets a whole attention go.
         dynamic: keep batch and sequence lengths symbolic, as far as the model allows.
         verify: compare slim with masked on the example inputs.
@@ -103,7 +103,7 @@ def compile(
     if plan is None:
         chosen(criterion, calibration)
     program = captured(model, example_inputs, dynamic=dynamic)
-    located = locate_parts(program)
+    located = _following(program, plan) if plan is not None else locate_parts(program, unit=unit)
     sites = _sites(located)
     _check_prunable(sites, type(model).__name__)
     masked = _mask(program, located)
@@ -191,10 +191,22 @@ def narrow(program: nn.Module, plan: PruningPlan) -> nn.Module:
         PlanError: the plan does not fit the program's sites.
         UnsupportedSite: the plan removes heads of a site that is not prunable.
     """
-    located = locate_parts(program)
+    located = _following(program, plan)
     slim = _narrow(program, located, plan)
     meta_of(slim)["fxslim"] = Report(plan, _sites(located))
     return slim
+
+
+def _following(program: nn.Module, plan: PruningPlan) -> dict[str, Located]:
+    """The attentions with the units that the plan needs: single query heads only if it must."""
+    located = locate_parts(program)
+    try:
+        check_plan(plan, _sites(located))
+    except PlanError:
+        singles = locate_parts(program, unit="any")
+        if any(len(unit) == 1 for site in _sites(singles) for unit in site.unit):
+            return singles
+    return located
 
 
 def _narrow(program: nn.Module, located: Mapping[str, Located], plan: PruningPlan) -> nn.Module:

@@ -38,6 +38,7 @@ class Core:
         projections: for query, key and value, (weight, product) pairs.
         ends: where the heads of the context are summed over.
         side: uses of operands that join in from the side and carry heads, with their ancestors.
+        shared: uses of keys by the scores and of values by the context.
         refusal: why its heads cannot be told apart; empty if they can.
     """
 
@@ -51,6 +52,7 @@ class Core:
     projections: dict[str, list[tuple[fx.Node, fx.Node]]]
     ends: tuple[End, ...] = ()
     side: dict[Use, frozenset[fx.Node]] = field(default_factory=dict)
+    shared: tuple[Use, ...] = ()
     refusal: str = ""
 
     @property
@@ -116,6 +118,7 @@ class _Finder:
             projections=projections,
             ends=tuple((n, c) for n, c in ends if set(leaves(c.dim)) & set(heads)),
             side=self._side(projections, set(heads), ends),
+            shared=_uses(parts.scores, parts.key) + _uses(parts.context, parts.value),
             refusal=refusal,
         )
 
@@ -276,6 +279,10 @@ class _Finder:
                     back = lambda n: operands_with(self.axis_map, n, heads)  # noqa: E731
                     found[node, operand] = frozenset(closure([operand], back))
         return found
+
+
+def _uses(users: Iterable[fx.Node], operands: Iterable[fx.Node]) -> tuple[Use, ...]:
+    return tuple((user, n) for user in users for n in operands if n in user.all_input_nodes)
 
 
 def _carrying(dim: Dim, axes: set[Axis]) -> Dim:

@@ -10,47 +10,100 @@ from torch import fx, nn
 
 from fxslim import graph
 from fxslim.analysis import AxisMap, Use, analyse
-from fxslim.axes import Axis, leaves
+from fxslim.axes import Axis, leaves, resolve
 from fxslim.cores import Core, find_cores
 from fxslim.parts import parts_of
 from fxslim.site_builder import SiteBuilder
-from fxslim.sites import Attention, AttentionSite, Located
+from fxslim.sites import Attention, AttentionSite, Located, Unit
 from fxslim.weights import Weights
 
 __all__ = ["find_attention", "locate", "locate_parts"]
 
 
-def find_attention(program: nn.Module) -> list[AttentionSite]:
+def find_attention(program: nn.Module, *, unit: Unit = "group") -> list[AttentionSite]:
     """Find every attention of a captured model, in the order of the graph.
 
     Args:
         program: what `fxslim.capture` returned.
+        unit: with "any", heads of grouped queries are units by themselves where keys and values are
+            repeated for them, so that they can be selected there.
 
     Returns:
         One site an attention; those that cannot be pruned say why in `reason`.
     """
-    return [site for located in locate_parts(program).values() for site in located.sites]
+    parts = locate_parts(program, unit=unit)
+    return [site for located in parts.values() for site in located.sites]
 
 
-def locate_parts(program: nn.Module) -> dict[str, Located]:
+def locate_parts(program: nn.Module, *, unit: Unit = "group") -> dict[str, Located]:
     """The attentions of each part of a captured model, by the paths of the parts."""
-    return {path: locate(part) for path, part in parts_of(program).items()}
+    return {path: locate(part, unit=unit) for path, part in parts_of(program).items()}
 
 
-def locate(program: fx.GraphModule) -> Located:
+def locate(program: fx.GraphModule, *, unit: Unit = "group") -> Located:
     """Find every attention, selecting from shared side operands where sites would be coupled."""
-    select_at: set[Use] = set()
+    select_at: dict[Use, int | None] = {}
+    located, cores = _located(program, select_at)
+    if unit != "any":
+        return located
+    repeated = {
+        use: dimension
+        for attention in located.attentions
+        for use, dimension in _repeated(located.axis_map, attention, cores).items()
+    }
+    if not repeated:
+        return located
+    single, _ = _located(program, select_at | repeated)
+    return Located(single.axis_map, tuple(map(_as_grouped, single.attentions, located.attentions)))
+
+
+def _located(
+    program: fx.GraphModule, select_at: dict[Use, int | None]
+) -> tuple[Located, list[Core]]:
+    """The attentions, and their cores; `select_at` gets the uses that sites have to select at."""
     while True:
         axis_map = analyse(program, select_at)
         weights = Weights(axis_map)
         cores = find_cores(axis_map, weights)
-        new = _uses_to_select(axis_map, cores) - select_at
+        new = _uses_to_select(axis_map, cores) - select_at.keys()
         if not new:
             break
-        select_at |= new
+        select_at.update(dict.fromkeys(new))
     groups = _by_output(cores)
     attentions = [SiteBuilder(axis_map, weights, group, cores).build() for group in groups]
-    return Located(axis_map, tuple(_couple(_number(attentions))))
+    return Located(axis_map, tuple(_couple(_number(attentions)))), cores
+
+
+def _repeated(
+    axis_map: AxisMap, attention: Attention, cores: Sequence[Core]
+) -> dict[Use, int | None]:
+    """Where keys and values are used that are repeated for every query head, and along what."""
+    if attention.within is None:
+        return {}
+    heads = {attention.units[0], attention.within}
+    found: dict[Use, int | None] = {}
+    for core in cores:
+        if core.node.name not in attention.site.cores:
+            continue
+        for user, operand in core.shared:
+            dims = enumerate(axis_map.seen_by(user, operand))
+            place = next((d for d, dim in dims if set(resolve(dim)) == heads), None)
+            if place is None:
+                return {}  # the query heads of a group have a dimension of their own
+            found[user, operand] = place
+    return found
+
+
+def _as_grouped(single: Attention, grouped: Attention) -> Attention:
+    """An attention whose heads are units, with what grouping says about keys and values."""
+    site = replace(
+        single.site,
+        kind=grouped.site.kind,
+        num_kv_heads=grouped.site.num_kv_heads,
+        key=grouped.site.key,
+        value=grouped.site.value,
+    )
+    return replace(single, site=site)
 
 
 def _uses_to_select(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:

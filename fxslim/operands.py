@@ -23,6 +23,7 @@ class Operands:
 
     node: fx.Node
     probabilities: Dim
+    scores: list[fx.Node]
     query: list[fx.Node]
     key: list[fx.Node]
     value: list[fx.Node]
@@ -60,6 +61,7 @@ class _Finder:
         return Operands(
             node,
             tuple(axis for dim in dims[:-1] for axis in dim),
+            [node],
             [query],
             [key],
             [value],
@@ -103,7 +105,7 @@ class _Finder:
             key.append(second)
             widths.append(self._width(product, first))
         others = tuple(axis for i, dim in enumerate(dims) if i != along for axis in dim)
-        return Operands(node, others, query, key, value, context, keys, widths[0])
+        return Operands(node, others, scores, query, key, value, context, keys, widths[0])
 
     def _scores(self, node: fx.Node, keys: set[Axis]) -> list[fx.Node]:
         """The contractions of two activations that the probabilities are made of."""

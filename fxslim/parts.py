@@ -19,7 +19,7 @@ __all__ = ["each_part", "meta_of", "parts_of", "path_of", "with_parts"]
 
 def meta_of(module: nn.Module) -> dict[str, Any]:
     """What is known of a captured model: ``module.meta``; empty if it is none."""
-    return cast(dict[str, Any], vars(module).get("meta", {}))
+    return cast(dict[str, Any], getattr(module, "__dict__", {}).get("meta", {}))
 
 
 def path_of(part: nn.Module) -> str:

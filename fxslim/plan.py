@@ -11,12 +11,11 @@ from typing import Any, Literal, get_args
 import torch
 
 from fxslim.errors import PlanError, UnsupportedSite
-from fxslim.sites import AttentionSite
+from fxslim.sites import AttentionSite, Unit
 
-__all__ = ["PruningPlan", "Scope", "Unit", "check_plan", "check_target", "plan"]
+__all__ = ["PruningPlan", "Scope", "check_plan", "check_target", "plan"]
 
 Scope = Literal["global", "local", "uniform"]
-Unit = Literal["group", "query"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ def plan(
             leaves every site the same number of heads.
         unit: what goes at a time where query heads share a KV head.  "group" removes a KV head with
             all of its query heads; "query" removes one query head of every KV head at a time, the
-            lowest of each, and keeps all KV heads; sites that are not `uneven` lose groups.
+            lowest of each, and keeps all KV heads; sites that are not `uneven` lose groups.  "any"
+            removes any query heads, if `sites` were found with ``unit="any"``.
         min_heads: heads that stay in every site, at least.  0 lets a whole attention go.
 
     Raises:

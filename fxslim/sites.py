@@ -9,6 +9,7 @@ over only by output projections that the core's context reaches.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import fx
@@ -17,7 +18,11 @@ from fxslim.analysis import AxisMap
 from fxslim.axes import Axis
 from fxslim.calls import Contraction
 
-__all__ = ["Attention", "AttentionSite", "Head", "Located", "Projection"]
+__all__ = ["Attention", "AttentionSite", "Head", "Located", "Projection", "Unit"]
+
+
+Unit = Literal["group", "query", "any"]
+"""What goes at a time where query heads share a KV head; see `fxslim.plan`."""
 
 
 @dataclass(frozen=True)

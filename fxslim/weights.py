@@ -64,15 +64,20 @@ class Weights:
         return bool(self.sources.get(node)) and node not in self.products
 
     def brought_in(self, node: fx.Node, contraction: Contraction) -> set[Axis]:
-        """The leaves of a contracted operand's dimensions that the product keeps."""
-        summed = {
-            (c.dimension, leaf)
-            for c in self.axis_map.contractions[node]
-            if c.operand is contraction.operand
-            for leaf in leaves(c.dim)
-        }
-        dims = enumerate(self.axis_map.seen_by(node, contraction.operand))
-        return {leaf for d, dim in dims for leaf in leaves(dim) if (d, leaf) not in summed}
+        """The leaves of a contracted operand's dimensions that the product keeps.
+
+        A dimension that is the very one that is summed over (a layer applied to its own output)
+        brings in nothing; one that shares a factor with it (heads cut out of the channels) does.
+        """
+        summed = set(leaves(contraction.dim))
+        kept = [
+            set(leaves(dim))
+            for d, dim in enumerate(self.axis_map.seen_by(node, contraction.operand))
+            if d != contraction.dimension
+        ]
+        whole = set(leaves(self.axis_map.seen_by(node, contraction.operand)[contraction.dimension]))
+        factors = whole - summed  # of the dimension itself, where only some are summed over
+        return factors.union(*(dim for dim in kept if not dim <= summed))
 
     def behind(self, node: fx.Node, axes: set[Axis]) -> list[fx.Node]:
         """The parameters behind a weight that carry any of `axes`."""

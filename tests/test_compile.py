@@ -205,6 +205,33 @@ def test_unit_query_keeps_every_kv_head():
     assert keys == [p.shape for name, p in model.named_parameters() if "k_proj" in name]
 
 
+REPEATED = ["gqa-expand", "gqa-tiled", "gqa-repeat-interleave"]
+
+
+@pytest.mark.parametrize("kept", [[0], [3], [0, 2, 3]])
+@pytest.mark.parametrize("name", REPEATED)
+def test_any_query_heads_may_go_where_keys_and_values_are_repeated(name, kept):
+    model, inputs, program = captured(name)
+    (first, *_) = fxslim.find_attention(program, unit="any")
+    assert (first.kind, first.num_kv_heads, first.unit) == ("gqa", 2, ((0,), (1,), (2,), (3,)))
+    slim = fxslim.compile(program, plan=fxslim.PruningPlan({first.name: kept}, 0.5))
+    assert_is_without_heads(slim, model, call_of(inputs), program)
+
+
+def test_unit_any_follows_the_scores_alone():
+    model, inputs, _ = captured("gqa-expand")
+    slim = fxslim.compile(model, 0.5, inputs, unit="any", criterion="magnitude", scope="local")
+    report = fxslim.Report.of(slim)
+    for site, kept in report.plan.kept.items():
+        assert sorted(report.scores[site].topk(2).indices.tolist()) == kept
+
+
+def test_where_query_heads_have_a_dimension_of_their_own_whole_groups_go():
+    for name in ("gqa-broadcast", "gqa-native"):
+        sites = fxslim.find_attention(captured(name)[-1], unit="any")
+        assert [site.unit for site in sites] == [((0, 1), (2, 3))] * 2
+
+
 # --------------------------------------------------------------------------------- torch's modules
 
 

@@ -186,3 +186,22 @@ def test_keys_of_length_one_are_an_attention(core):
     program = fxslim.capture(Attention(core=core), example(length=1), dynamic=False)
     (found,) = fxslim.find_attention(program)
     assert (found.prunable, found.num_heads, found.kind) == (True, HEADS, "mha")
+
+
+def test_a_shared_linear_attention_is_no_attention():
+    """Its weights map the channels to themselves, so that channels look like projected heads."""
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.norm = nn.Linear(2, 2), nn.Linear(2, 2), nn.LayerNorm(2)
+
+        def forward(self, x):
+            for _ in range(2):
+                y = self.norm(x)
+                context = self.a(y).softmax(1).mT @ self.b(y)
+                x = x + self.b(y).softmax(-1) @ context
+            return x
+
+    program = fxslim.capture(Linear(), torch.randn(1, 2, 2), dynamic=False)
+    assert fxslim.find_attention(program) == []
