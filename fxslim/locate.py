@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from torch import fx, nn
 
-from fxslim import graph
 from fxslim.analysis import AxisMap, Use, analyse
 from fxslim.axes import Axis, leaves, resolve
+from fxslim.calls import Contraction
 from fxslim.cores import Core, find_cores
 from fxslim.parts import parts_of
 from fxslim.site_builder import SiteBuilder
@@ -131,17 +131,22 @@ def _uses_to_select(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
 
 
 def _grouped_inputs(axis_map: AxisMap, core: Core) -> set[Use]:
-    """The inputs of projections that carry the heads themselves, as those with groups do."""
-    pairs = {pair for role in core.projections.values() for pair in role}
-    weights = {weight for weight, _ in pairs}
+    """The inputs of projections that keep the heads in the product, as those with groups do."""
+    products = {product for pairs in core.projections.values() for _, product in pairs}
+    weights = {weight for pairs in core.projections.values() for weight, _ in pairs}
     return {
-        (product, operand)
-        for _, product in pairs
-        for operand in graph.tensor_inputs(product)
-        if operand not in weights
-        and {x for d in axis_map.seen_by(product, operand) for x in leaves(d)} & set(core.heads)
-        and any(c.operand is operand for c in axis_map.contractions.get(product, ()))
+        (product, c.operand)
+        for product in products
+        for c in axis_map.contractions.get(product, ())
+        if c.operand not in weights
+        and (_leaves_of(axis_map, product, c) - set(leaves(c.dim))) & set(core.heads)
     }
+
+
+def _leaves_of(axis_map: AxisMap, user: fx.Node, contraction: Contraction) -> set[Axis]:
+    """The leaves of the dimension of which `user` sums over some."""
+    dims = axis_map.seen_by(user, contraction.operand)
+    return set(leaves(dims[contraction.dimension]))
 
 
 def _related(ancestors: frozenset[fx.Node], cores: Sequence[Core]) -> frozenset[fx.Node]:

@@ -68,6 +68,7 @@ class Weights:
 
         A dimension that is the very one that is summed over (a layer applied to its own output)
         brings in nothing; one that shares a factor with it (heads cut out of the channels) does.
+        Nor does one that no parameter has (a batch that learned queries were expanded to).
         """
         summed = set(leaves(contraction.dim))
         kept = [
@@ -77,7 +78,8 @@ class Weights:
         ]
         whole = set(leaves(self.axis_map.seen_by(node, contraction.operand)[contraction.dimension]))
         factors = whole - summed  # of the dimension itself, where only some are summed over
-        return factors.union(*(dim for dim in kept if not dim <= summed))
+        owned = (self.axis_map.axes(source) for source in self.sources.get(contraction.operand, ()))
+        return factors.union(*(dim for dim in kept if not dim <= summed)) & set().union(*owned)
 
     def behind(self, node: fx.Node, axes: set[Axis]) -> list[fx.Node]:
         """The parameters behind a weight that carry any of `axes`."""

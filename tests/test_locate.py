@@ -230,7 +230,7 @@ def _zeroed(model, projections, rows):
         ),
         (
             "unprojected",
-            "no output projection ends its heads: they are channels of the residual stream",
+            "layer_norm (layer_norm in 0.norm) normalises over all of the head axis",
         ),
     ],
 )
