@@ -205,3 +205,23 @@ def test_a_shared_linear_attention_is_no_attention():
 
     program = fxslim.capture(Linear(), torch.randn(1, 2, 2), dynamic=False)
     assert fxslim.find_attention(program) == []
+
+
+def test_a_batch_that_learned_queries_are_expanded_to_is_no_head_axis():
+    """Else everything that has the batch looks like a projection of heads, as this shared key."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.o = nn.Linear(6, 2 * 2 + 2 + 2), nn.Linear(4, 6)
+            self.latents, self.pool = nn.Parameter(torch.randn(3, 5)), nn.Linear(5, 6)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).split([4, 2, 2], -1)
+            k, v = (split(y).repeat_interleave(2, 1) for y in (k, v))
+            x = self.o(merge(scaled_dot_product_attention(split(q), k, v)))
+            queries = self.pool(self.latents.expand(x.shape[0], -1, -1))
+            return scaled_dot_product_attention(queries, x, x)
+
+    attention, *_ = fxslim.find_attention(fxslim.capture(Pooled(), example(), dynamic=False))
+    assert (attention.kind, attention.num_heads, attention.num_kv_heads) == ("mqa", 2, 1)
