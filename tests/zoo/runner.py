@@ -67,7 +67,7 @@ def run(jobs: Iterable[Job], workers: int = 1, timeout: float = TIMEOUT) -> Iter
                     job = waiting.pop()
                     log = Path(folder, f"{len(waiting)}.log")
                     running.append(_Worker.start(context, job, log, timeout))
-                wait([worker.receiver for worker in running], timeout=1.0)
+                wait([worker.receiver for worker in running], timeout=min(1.0, timeout))
                 for worker in [worker for worker in running if worker.is_done()]:
                     running.remove(worker)
                     yield worker.result()
