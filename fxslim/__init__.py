@@ -13,6 +13,7 @@ from fxslim.errors import (
 )
 from fxslim.locate import find_attention
 from fxslim.plan import PruningPlan, plan
+from fxslim.scores import Scores
 from fxslim.show import show
 from fxslim.sites import AttentionSite, Projection
 from fxslim.verify import verify
@@ -28,6 +29,7 @@ __all__ = [
     "Projection",
     "PruningPlan",
     "Report",
+    "Scores",
     "UnsupportedSite",
     "VerificationError",
     "capture",
