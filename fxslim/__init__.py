@@ -13,6 +13,8 @@ from fxslim.errors import (
 )
 from fxslim.locate import find_attention
 from fxslim.plan import PruningPlan, plan
+from fxslim.refit import Refitted
+from fxslim.repair import repair
 from fxslim.scores import Scores
 from fxslim.show import show
 from fxslim.sites import AttentionSite, Projection
@@ -28,6 +30,7 @@ __all__ = [
     "PlanError",
     "Projection",
     "PruningPlan",
+    "Refitted",
     "Report",
     "Scores",
     "UnsupportedSite",
@@ -38,6 +41,7 @@ __all__ = [
     "insert_head_masks",
     "narrow",
     "plan",
+    "repair",
     "score",
     "show",
     "verify",

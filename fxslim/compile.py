@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim.axes import Axis
-from fxslim.criteria import Criterion, LossFn, chosen
+from fxslim.criteria import Criterion, LossFn, chosen, default_criterion
 from fxslim.errors import PlanError, UnsupportedSite
 from fxslim.examples import Inputs
 from fxslim.locate import locate_parts
@@ -21,7 +21,10 @@ from fxslim.passes import InsertHeadMasks, Narrow
 from fxslim.plan import PruningPlan, Scope, check_plan, check_target
 from fxslim.plan import plan as make_plan
 from fxslim.positions import Keep, Uneven
+from fxslim.refit import Refitted
+from fxslim.repair import repair as refitted
 from fxslim.sites import Attention, AttentionSite, Located, Unit
+from fxslim.streams import again
 from fxslim.verify import verify as check
 
 __all__ = ["Report", "compile", "insert_head_masks", "narrow", "score"]
@@ -36,13 +39,15 @@ class Report:
         sites: every attention that was found, refused ones too.
         scores: the scores of the prunable sites' heads, where a criterion made them.
         max_difference: the largest difference of slim and masked on the example inputs; None if it
-            was not measured.
+            was not measured.  Before the repair, if there was one.
+        refitted: the weights that a repair changed, in the order of the graph.
     """
 
     plan: PruningPlan
     sites: list[AttentionSite]
-    scores: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
     max_difference: float | None = None
+    refitted: tuple[Refitted, ...] = ()
 
     @classmethod
     def of(cls, slim: nn.Module) -> Report:
@@ -62,9 +67,10 @@ def compile(
     sparsity: float = 0.5,
     example_inputs: Inputs | None = None,
     *,
-    criterion: str | Criterion = "weight_product",
+    criterion: str | Criterion | None = None,
     calibration: Iterable[Inputs] | None = None,
     loss_fn: LossFn | None = None,
+    repair: bool | None = None,
     plan: PruningPlan | None = None,
     scope: Scope = "global",
     unit: Unit = "group",
@@ -78,9 +84,14 @@ def compile(
         model: any `nn.Module`; a program that `capture` made is taken as it is.  Not changed.
         sparsity: the share of prunable heads to remove, in [0, 1); never more.
         example_inputs: a tuple (positional), a dict (keyword) or a tensor; derived where possible.
-        criterion: a name in `fxslim.CRITERIA` or an object with a `score` method.
-        calibration: batches in the form of `example_inputs`, for criteria that need data.
-        loss_fn: the loss of a model output, for criteria that need gradients.
+        criterion: a name in `fxslim.CRITERIA` or an object with a `score` method.  Where absent:
+            "compensated_fisher" if there is calibration data and a repair, "output_fisher" without
+            a repair, "weight_product" without data.
+        calibration: batches in the form of `example_inputs`, some hundred samples of what the model
+            is used on, without padding if possible.
+        loss_fn: the loss of a model output, for criteria that need one.
+        repair: refit the projections that are left to the dense model (`fxslim.repair`), which
+            needs calibration data.  Where absent: if there is such data and no `criterion`.
         plan: a plan to follow exactly, instead of scoring.
         scope: "global", "local" or "uniform"; see `fxslim.plan`.
         unit: what goes at a time where query heads share a KV head: "group", "query", or "any",
@@ -100,8 +111,14 @@ def compile(
         VerificationError: slim and masked differ by more than rounding.
     """
     check_target(sparsity, scope, unit, min_heads)
+    batches = None if calibration is None else again(calibration)
+    repairing = (batches is not None and criterion is None) if repair is None else repair
+    if repairing and batches is None:
+        raise ValueError("repair needs calibration batches: pass calibration=[...]")
+    if criterion is None:
+        criterion = default_criterion(calibrated=batches is not None, repaired=repairing)
     if plan is None:
-        chosen(criterion, calibration)
+        chosen(criterion, batches)
     program = captured(model, example_inputs, dynamic=dynamic)
     located = _following(program, plan) if plan is not None else locate_parts(program, unit=unit)
     sites = _sites(located)
@@ -109,14 +126,14 @@ def compile(
     masked = _mask(program, located)
     scores: dict[str, torch.Tensor] = {}
     if plan is None:
-        scores = score(masked, criterion, calibration, loss_fn)
+        scores = score(masked, criterion, batches, loss_fn)
         plan = make_plan(scores, sites, sparsity, scope=scope, unit=unit, min_heads=min_heads)
         _check_not_empty(plan, sparsity)
     slim = _narrow(program, located, plan)
     attentions = [a for part in located.values() for a in part.attentions]
     difference = check(slim, masked, plan, attentions) if verify else None
     meta_of(slim)["fxslim"] = Report(plan, sites, scores, difference)
-    return slim
+    return refitted(slim, program, batches) if repairing and batches is not None else slim
 
 
 def insert_head_masks(

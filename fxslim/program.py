@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
 
-__all__ = ["Program", "copy_graph"]
+__all__ = ["Program", "copy_graph", "flat_inputs"]
 
 
 class Program(fx.GraphModule):
@@ -136,3 +138,11 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
         places[old].meta = copy.copy(old.meta)
     new._codegen = copy.copy(graph._codegen)
     return new, places
+
+
+def flat_inputs(
+    program: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Any]:
+    """What each placeholder of `program` gets in a call, in order."""
+    bound = inspect.signature(program.forward).bind(*args, **kwargs)
+    return pytree.tree_leaves(list(bound.arguments.values()))

@@ -16,6 +16,7 @@ from fxslim.examples import Inputs, as_inputs
 from fxslim.masks import head_masks, set_masks
 from fxslim.parts import each_part, parts_of
 from fxslim.plan import PruningPlan
+from fxslim.program import flat_inputs
 from fxslim.sites import Attention
 
 __all__ = ["verify"]
@@ -175,7 +176,7 @@ def _record(program: fx.GraphModule, inputs: _Given, names: set[str]) -> dict[st
     """The values of the named nodes."""
     recorder = _Recorder(program, names)
     args, kwargs = inputs
-    flat = program.graph.process_inputs(*args, **kwargs)
+    flat = flat_inputs(program, args, kwargs)
     with torch.no_grad():
         recorder.run(*flat, enable_io_processing=False)
     return recorder.seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -12,10 +13,15 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim.axes import Axis, leaves, size
 from fxslim.calls import Dims
+from fxslim.contexts import Context
+from fxslim.graph import generic_size, is_symbolic, is_tensor
 from fxslim.masks import mask_name
+from fxslim.matrices import product_of
+from fxslim.parts import path_of
 from fxslim.passes.base import GraphPass, check_analysed, copy_program, infer_shapes, isolate
 from fxslim.positions import coordinates
 from fxslim.sites import Attention, Head, Located
+from fxslim.weights import Weights
 
 __all__ = ["InsertHeadMasks"]
 
@@ -35,6 +41,10 @@ class InsertHeadMasks(GraphPass):
     located: Located
     trainable: bool = True
 
+    @functools.cached_property
+    def _weights(self) -> Weights:
+        return Weights(self.located.axis_map)
+
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Return the masked program; each mask is (heads,), of its operand's dtype and device.
 
@@ -47,15 +57,40 @@ class InsertHeadMasks(GraphPass):
         masked, places = copy_program(graph_module)
         masked.add_submodule("head_masks", nn.Module())
         attentions = [a for a in self.located.attentions if a.site.prunable]
+        contexts: list[Context] = []
         for attention in attentions:
             mask = self._add_mask(masked, attention)
             for number, (user, contraction) in enumerate(attention.ends):
                 dims = self.located.axis_map.seen_by(user, contraction.operand)
                 index = f"{mask.target}/index{number}"
-                _multiply(places[user], places[contraction.operand], dims, attention, mask, index)
+                product = _multiply(
+                    places[user], places[contraction.operand], dims, attention, mask, index
+                )
+                contexts += self._context(attention, user, contraction.operand, product)
         infer_shapes(masked)
+        masked.meta["contexts"] = contexts
         masked.meta["sites"] = [attention.site for attention in attentions]
         return PassResult(masked, bool(attentions))
+
+    def _context(
+        self, attention: Attention, user: fx.Node, operand: fx.Node, product: fx.Node
+    ) -> list[Context]:
+        """What `user` multiplies by a weight, if it sums over all that carries heads."""
+        axis_map = self.located.axis_map
+        found = product_of(self._weights, user, operand)
+        dims = axis_map.seen_by(user, operand)
+        axes = {axis for head in attention.heads for axis in head}
+        carrying = {d for d, dim in enumerate(dims) if set(leaves(dim)) & axes}
+        if found is None or not carrying <= set(found.features):
+            return []
+        summed = tuple(dims[d] for d in found.features)
+        if any(is_symbolic(size(dim)) for dim in summed):
+            return []
+        heads = _head_of_each_position(attention, summed).expand([size(dim) for dim in summed])
+        samples = _batch_dimension(axis_map.program, operand)
+        part = path_of(axis_map.program)
+        name = attention.site.name
+        return [Context(name, part, product.name, found, samples, heads.flatten())]
 
     def _add_mask(self, masked: fx.GraphModule, attention: Attention) -> fx.Node:
         target = mask_name(attention.site.name)
@@ -72,7 +107,7 @@ class InsertHeadMasks(GraphPass):
 
 def _multiply(
     user: fx.Node, operand: fx.Node, dims: Dims, attention: Attention, mask: fx.Node, index: str
-) -> None:
+) -> fx.Node:
     """Multiply `operand`, as `user` sees it, by the mask of each position's head."""
     graph = user.graph
     masks = cast("nn.Module", graph.owning_module).get_submodule("head_masks")
@@ -90,7 +125,19 @@ def _multiply(
         product = graph.call_function(torch.ops.aten.mul.Tensor, (isolated.node, factor))
         if "val" in isolated.node.meta:
             product.meta["val"] = isolated.node.meta["val"]
-        user.replace_input_with(operand, isolated.merged(product))
+        merged = isolated.merged(product)
+        user.replace_input_with(operand, merged)
+        return merged
+
+
+def _batch_dimension(program: fx.GraphModule, node: fx.Node) -> int | None:
+    """The dimension of `node` whose symbolic size is that of the first dimension of the inputs."""
+    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and is_tensor(n)]
+    batch = next((value.shape[0] for value in inputs if value.ndim), None)
+    if not isinstance(batch, torch.SymInt):
+        return None
+    sizes = [generic_size(n) for n in node.meta["val"].shape]
+    return sizes.index(generic_size(batch)) if sizes.count(generic_size(batch)) == 1 else None
 
 
 def _head_of_each_position(attention: Attention, dims: Dims) -> torch.Tensor:

@@ -1,0 +1,148 @@
+"""Criteria that only run the model: what each head contributes, and what is lost without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fxslim.contexts import Context, probed
+from fxslim.examples import Inputs, call_with
+from fxslim.masks import head_masks
+from fxslim.matrices import as_matrix
+from fxslim.parts import parts_of
+from fxslim.progress import tracked
+from fxslim.sites import AttentionSite
+from fxslim.streams import LossFn, again, check_values, given, output_tensors, reduce_sum
+from fxslim.walk import Walk
+
+__all__ = ["Activation", "LeaveOneOut"]
+
+Scores = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Energy of a head's contribution: E‖context_h W_O,h‖² over the rows of the batches.
+
+    Attributes:
+        needs_calibration: without batches it cannot score.
+    """
+
+    needs_calibration: ClassVar[bool] = True
+
+    def score(
+        self,
+        masked: nn.Module,
+        sites: Sequence[AttentionSite],
+        calibration: Iterable[Inputs] | None = None,
+        loss_fn: LossFn | None = None,
+    ) -> Scores:
+        """Needs calibration batches.
+
+        Raises:
+            ValueError: there are none, or a site's output projection is no matrix product.
+        """
+        check_values(masked)
+        watched, probes = probed(masked)
+        _check_seen(sites, {probe.context.site for probe in probes})
+        weights = [_output_weight(masked, probe.context) for probe in probes]
+        totals = {site.name: torch.zeros(site.num_heads, dtype=torch.float64) for site in sites}
+        count = torch.zeros((), dtype=torch.float64)
+        with torch.no_grad():
+            for batch in tracked(given(calibration), "scoring heads"):
+                call_with(watched, batch)
+                for probe, weight in zip(probes, weights, strict=True):
+                    rows = probe.rows().flatten(0, 1).float()
+                    heads = probe.context.heads.to(rows.device)
+                    for number in range(len(totals[probe.context.site])):
+                        own = (heads == number).nonzero().flatten()
+                        energy = (rows[:, own] @ weight[own]).square().sum() / len(rows)
+                        totals[probe.context.site][number] += energy.item()
+                count += 1
+        *sums, batches = reduce_sum(*totals.values(), count)
+        if not batches:
+            raise ValueError("calibration has no batches")
+        return {name: value / batches for name, value in zip(totals, sums, strict=True)}
+
+
+def _check_seen(sites: Sequence[AttentionSite], seen: set[str]) -> None:
+    missing = [site.name for site in sites if site.name not in seen]
+    if missing:
+        raise ValueError(
+            f"the output projection of {', '.join(missing)} is no product of rows with a matrix; "
+            "use a criterion of the masks, such as 'output_fisher'"
+        )
+
+
+def _output_weight(masked: nn.Module, context: Context) -> torch.Tensor:
+    """(features, outputs): the matrix that a context is multiplied by."""
+    program = parts_of(masked)[context.part]
+    node = next(n for n in program.graph.nodes if n.name == context.product.node)
+    with torch.no_grad():
+        weight = Walk(program, ()).constant(node.all_input_nodes[context.product.weight])
+    return as_matrix(weight, context.product.weight_features).mT.float()
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """What the model loses without each unit of heads, one at a time: the slow reference.
+
+    With a loss, how much it rises; without one, the mean squared change of the outputs.  A unit's
+    loss is shared out evenly among its heads.
+
+    Attributes:
+        needs_calibration: without batches it cannot score.
+    """
+
+    needs_calibration: ClassVar[bool] = True
+
+    def score(
+        self,
+        masked: nn.Module,
+        sites: Sequence[AttentionSite],
+        calibration: Iterable[Inputs] | None = None,
+        loss_fn: LossFn | None = None,
+    ) -> Scores:
+        """Needs calibration batches; runs the model once for each unit and batch."""
+        check_values(masked)
+        batches = again(calibration)
+        masks = head_masks(masked, [site.name for site in sites])
+        units = [(site.name, list(unit)) for site in sites for unit in site.unit]
+        scores = {site.name: torch.zeros(site.num_heads, dtype=torch.float64) for site in sites}
+        count = torch.zeros((), dtype=torch.float64)
+        with torch.no_grad():
+            for batch in tracked(batches, "leaving heads out"):
+                whole = call_with(masked, batch)
+                for name, unit in units:
+                    with _without(masks[name], unit):
+                        lost = _lost(whole, call_with(masked, batch), loss_fn)
+                    scores[name][unit] += lost / len(unit)
+                count += 1
+        *sums, total = reduce_sum(*scores.values(), count)
+        if not total:
+            raise ValueError("calibration has no batches")
+        return {name: value / total for name, value in zip(scores, sums, strict=True)}
+
+
+def _lost(whole: Any, without: Any, loss_fn: LossFn | None) -> float:
+    """The rise of the loss, or the squared change of the outputs where there is none."""
+    if loss_fn is not None:
+        return float(loss_fn(without) - loss_fn(whole))
+    pairs = zip(output_tensors(whole), output_tensors(without), strict=True)
+    return sum(float((a - b).double().square().sum()) for a, b in pairs)
+
+
+@contextmanager
+def _without(mask: torch.Tensor, heads: Sequence[int]) -> Iterator[None]:
+    """The mask with some heads at 0, and after that as it was."""
+    before = mask.detach().clone()
+    try:
+        mask[list(heads)] = 0
+        yield
+    finally:
+        mask.copy_(before)

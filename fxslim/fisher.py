@@ -1,0 +1,221 @@
+"""Output Fisher: how much the outputs change with each head, and with heads together, no labels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fxslim.contexts import Probe, probed
+from fxslim.examples import Inputs, call_with
+from fxslim.masks import head_masks
+from fxslim.progress import tracked
+from fxslim.scores import Scores
+from fxslim.sites import AttentionSite
+from fxslim.streams import LossFn, again, check_values, output_tensors, reduce_sum
+
+__all__ = ["OutputFisher"]
+
+
+@dataclass(frozen=True)
+class OutputFisher:
+    """Gauss-Newton of the outputs with respect to the head masks: E‖∂outputs/∂mask‖², all pairs.
+
+    The squared change of all outputs (or of what `loss_fn` makes of them, of any shape) when heads
+    go is, to second order, the sum of ``matrix`` over the pairs of them.  Its expectation over
+    random signs v is that of (vᵀ ∂outputs/∂mask)², one backward pass a draw (Hutchinson 1989).
+
+    With `compensated` only that part of a head's context counts which a linear function of the
+    other heads' contexts of its layer cannot make up for: what is lost after the output projection
+    is refitted (`fxslim.repair`).
+
+    Attributes:
+        compensated: count what is left to lose after repair, which takes a second pass over the
+            data.
+        draws: random projections of every batch's outputs.
+        seed: of the random signs.
+        ridge: strength of the regression on the other heads, as a share of their mean square.
+        needs_calibration: without batches it cannot score.
+    """
+
+    compensated: bool = False
+    draws: int = 2
+    seed: int = 0
+    ridge: float = 1e-3
+    needs_calibration: ClassVar[bool] = True
+
+    def score(
+        self,
+        masked: nn.Module,
+        sites: Sequence[AttentionSite],
+        calibration: Iterable[Inputs] | None = None,
+        loss_fn: LossFn | None = None,
+    ) -> Scores:
+        """Needs calibration batches, and no labels."""
+        check_values(masked)
+        batches = again(calibration)
+        watched, probes = probed(masked)
+        lost = self._lost(watched, probes, sites, batches) if self.compensated else {}
+        jacobian = _Jacobian(sites, probes, lost, head_masks(watched, [s.name for s in sites]))
+        generator = torch.Generator().manual_seed(self.seed)
+        for batch in tracked(batches, "scoring heads"):
+            output = call_with(watched, batch)
+            tensors = _differentiable(output if loss_fn is None else loss_fn(output))
+            for draw in range(self.draws):
+                signs = [_signs(tensor, generator) for tensor in tensors]
+                total = sum((t * v).sum() for t, v in zip(tensors, signs, strict=True))
+                assert isinstance(total, torch.Tensor)
+                jacobian.add(total, keep=draw + 1 < self.draws)
+        return jacobian.scores()
+
+    def _lost(
+        self,
+        watched: nn.Module,
+        probes: Sequence[Probe],
+        sites: Sequence[AttentionSite],
+        batches: Iterable[Inputs],
+    ) -> dict[Probe, _Lost]:
+        """What of each context the others cannot make up for, from one pass over the data."""
+        moments = {probe: _Covariance(probe) for probe in probes}
+        with torch.no_grad():
+            for batch in tracked(batches, "reading contexts"):
+                call_with(watched, batch)
+                for covariance in moments.values():
+                    covariance.add()
+        units = {site.name: site.unit for site in sites}
+        return {p: m.lost(units[p.context.site], self.ridge) for p, m in moments.items()}
+
+
+class _Covariance:
+    """Mean and covariance of the features of a context, streamed."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        n = len(probe.context.heads) + 1
+        self._sums = torch.zeros(n, n, dtype=torch.float64)
+
+    def add(self) -> None:
+        rows = self._probe.rows().flatten(0, 1).double()
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+        self._sums = self._sums.to(rows.device) + rows.mT @ rows
+
+    def lost(self, units: Sequence[Sequence[int]], ridge: float) -> _Lost:
+        """The residual of each unit's features, given all features of other units."""
+        (sums,) = reduce_sum(self._sums)
+        mean = sums[-1, :-1] / sums[-1, -1]
+        covariance = sums[:-1, :-1] / sums[-1, -1] - torch.outer(mean, mean)
+        system = covariance.clone()
+        system.diagonal().add_(ridge * covariance.diagonal().mean() + torch.finfo().tiny)
+        precision = torch.linalg.inv(system)
+        residual = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+        heads = self._probe.context.heads.to(mean.device)
+        for unit in units:
+            own = torch.isin(heads, torch.tensor(unit, device=heads.device)).nonzero().flatten()
+            if len(own):  # y − E[y | rest] is Λ⁻¹ᵧᵧ Λᵧ (all), with the precision Λ
+                residual[own] = torch.linalg.solve(precision[own][:, own], precision[own])
+        return _Lost(mean.float(), residual.float())
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """Features (rows, K) less what other units' features say of them: (x − mean) residualᵀ."""
+
+    mean: torch.Tensor
+    residual: torch.Tensor
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return (rows - self.mean) @ self.residual.mT
+
+
+class _Jacobian:
+    """Sums over samples of the products of the outputs' derivatives by two heads' masks."""
+
+    def __init__(
+        self,
+        sites: Sequence[AttentionSite],
+        probes: Sequence[Probe],
+        lost: Mapping[Probe, _Lost],
+        masks: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._sites, self._probes, self._lost, self._masks = sites, probes, lost, masks
+        seen = {probe.context.site for probe in probes}
+        self._bare = [site.name for site in sites if site.name not in seen]
+        by_sample = not self._bare and all(p.context.samples is not None for p in probes)
+        self._by_sample = by_sample
+        ends = itertools.accumulate(site.num_heads for site in sites)
+        self._start = {s.name: e - s.num_heads for s, e in zip(sites, ends, strict=True)}
+        n = sum(site.num_heads for site in sites)
+        self._sums = torch.zeros(n, n, dtype=torch.float64)
+        self._count = torch.zeros((), dtype=torch.float64)
+
+    def add(self, total: torch.Tensor, *, keep: bool) -> None:
+        """Count the derivatives of `total`."""
+        values = [probe.value for probe in self._probes]
+        masks = [self._masks[name] for name in self._bare]
+        gradients = torch.autograd.grad(
+            total, [*values, *masks], retain_graph=keep, allow_unused=True
+        )
+        rows: dict[str, torch.Tensor] = {}
+        for probe, gradient in zip(self._probes, gradients, strict=False):
+            if gradient is not None:
+                name = probe.context.site
+                rows[name] = rows.get(name, torch.zeros(())) + self._derivatives(probe, gradient)
+        for name, gradient in zip(self._bare, gradients[len(values) :], strict=True):
+            if gradient is not None:
+                rows[name] = gradient.detach().float().cpu()[None]
+        samples = max((len(row) for row in rows.values()), default=1)
+        jacobian = torch.zeros(samples, len(self._sums), dtype=torch.float64)
+        for name, row in rows.items():
+            jacobian[:, self._start[name] : self._start[name] + row.shape[1]] = row
+        self._sums += jacobian.mT @ jacobian
+        self._count += 1
+
+    def _derivatives(self, probe: Probe, gradient: torch.Tensor) -> torch.Tensor:
+        """(samples, heads): by each head's mask, or by that of what would be lost of it."""
+        context = probe.context
+        value, gradient = (context.rows(t.detach()).float() for t in (probe.value, gradient))
+        lost = self._lost.get(probe)
+        products = (gradient * (lost(value) if lost else value)).sum(1)
+        if not self._by_sample:
+            products = products.sum(0, keepdim=True)
+        heads = next(site.num_heads for site in self._sites if site.name == context.site)
+        sums = products.new_zeros(len(products), heads + 1)
+        sums.index_add_(1, context.heads.to(sums.device), products)
+        return sums[:, :-1].cpu()
+
+    def scores(self) -> Scores:
+        """The matrix, a batch; a head's score is its share of what its unit costs."""
+        sums, count = reduce_sum(self._sums, self._count)
+        if not count:
+            raise ValueError("calibration has no batches")
+        matrix = (sums + sums.mT) / (2 * count)
+        scores: dict[str, torch.Tensor] = {}
+        for site in self._sites:
+            block = matrix.narrow(0, self._start[site.name], site.num_heads)
+            block = block.narrow(1, self._start[site.name], site.num_heads)
+            values = block.diagonal().clone()
+            for unit in site.unit:
+                own = list(unit)
+                values[own] = block[own][:, own].sum(1)
+            scores[site.name] = values
+        return Scores(scores, matrix)
+
+
+def _differentiable(output: Any) -> list[torch.Tensor]:
+    """The tensors of an output that depend on the masks."""
+    tensors = [tensor for tensor in output_tensors(output) if tensor.requires_grad]
+    if not tensors:
+        raise ValueError(
+            "no output of the model depends on its attentions; pass loss_fn=lambda output: ..., "
+            "which returns the tensor that is to stay"
+        )
+    return tensors
+
+
+def _signs(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    signs = torch.randint(0, 2, tensor.shape, generator=generator)
+    return (2 * signs - 1).to(tensor.device, tensor.dtype)

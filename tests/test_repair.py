@@ -1,0 +1,180 @@
+"""Repair: what can be made up for is made up for, exactly."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fxslim
+from tests.models import HEAD_DIM, WIDTH, Attention, Residual, example, split
+from tests.test_matrices import WRITTEN, Written
+
+KEPT = {"sparsity": 0.25}
+
+
+def double_a_head(attention):
+    """Make head 1 attend as head 0 does, to the same values."""
+    with torch.no_grad():
+        for linear in (attention.q, attention.k, attention.v):
+            for tensor in (linear.weight, linear.bias):
+                tensor[HEAD_DIM : 2 * HEAD_DIM] = tensor[:HEAD_DIM]
+    return attention
+
+
+def batches(count=6):
+    torch.manual_seed(1)
+    return [example(4, 7) for _ in range(count)]
+
+
+def without_head_1(model, *sites):
+    """The program, and the same without head 1 at some sites."""
+    program = fxslim.capture(model, example())
+    kept = {site: [0, 2, 3] for site in sites}
+    return program, fxslim.narrow(program, fxslim.PruningPlan(kept, 0.25))
+
+
+def gap(one, other, inputs=None):
+    x = example(2, 9) if inputs is None else inputs
+    with torch.no_grad():
+        return (one(x) - other(x)).abs().max().item()
+
+
+def assert_repaired(model, *sites):
+    """The doubled head is missed by the slim model, and not by the repaired one."""
+    program, slim = without_head_1(model, *sites)
+    repaired = fxslim.repair(slim, program, batches())
+    assert gap(slim, model) > 1e-2
+    assert gap(repaired, model) < 1e-4
+    return repaired
+
+
+def test_a_head_that_another_doubles_is_made_up_for():
+    torch.manual_seed(0)
+    model = Residual(a=double_a_head(Attention()), b=Attention())
+    repaired = assert_repaired(model, "layers.a")
+    names = [done.weight for done in fxslim.Report.of(repaired).refitted]
+    assert names == ["layers.a.o.weight", "layers.b.o.weight"]
+    assert repaired.layers.a.o.weight.shape == (WIDTH, 3 * HEAD_DIM)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_however_the_output_projection_is_written(name):
+    torch.manual_seed(0)
+    assert_repaired(double_a_head(Written(*WRITTEN[name])), "attention")
+
+
+class Scaled(nn.Module):
+    """Flattened rows, a projection with a bias of its own, a scale a channel, a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = double_a_head(Attention(bias=True))
+        self.scale = nn.Parameter(torch.rand(WIDTH) + 0.5)
+        self.shift = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x):
+        a = self.attention
+        q, k, v = (split(linear(x)) for linear in (a.q, a.k, a.v))
+        context = a.core(q, k, v).transpose(1, 2).flatten(2)
+        rows = a.o(context.flatten(0, 1)).view(x.shape)
+        return x + (rows + self.shift) * self.scale
+
+
+def test_through_what_lies_between_projection_and_residual():
+    torch.manual_seed(0)
+    assert_repaired(Scaled(), "attention")
+
+
+class Shared(nn.Module):
+    """One attention, used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = double_a_head(Attention())
+
+    def forward(self, x):
+        x = x + self.attention(x)
+        return x + self.attention(x)
+
+
+def test_a_weight_with_two_uses_is_refitted_to_both():
+    torch.manual_seed(0)
+    model = Shared()
+    program = fxslim.capture(model, example())
+    names = [site.name for site in fxslim.find_attention(program)]
+    repaired = assert_repaired(model, *names)
+    assert len(fxslim.Report.of(repaired).refitted) == 1
+
+
+class FeedForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+
+    def forward(self, x):
+        return self.down(self.up(x).relu())
+
+
+def test_later_layers_make_up_for_what_earlier_ones_lost():
+    torch.manual_seed(0)
+    model = Residual(a=Attention(), b=FeedForward(), c=Attention())
+    program, slim = without_head_1(model, "layers.a")
+    repaired = fxslim.repair(slim, program, batches(40))
+    done = {r.weight: r for r in fxslim.Report.of(repaired).refitted}
+    assert list(done) == ["layers.a.o.weight", "layers.b.down.weight", "layers.c.o.weight"]
+    assert all(r.after < r.before for r in done.values())
+    assert gap(repaired, model) < gap(slim, model)
+
+
+def test_nothing_that_came_in_is_changed():
+    torch.manual_seed(0)
+    model = Residual(a=double_a_head(Attention()), b=Attention())
+    program, slim = without_head_1(model, "layers.a")
+    before = [copy.deepcopy(m.state_dict()) for m in (model, slim)]
+    fxslim.repair(slim, program, batches())
+    for state, module in zip(before, (model, slim), strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+def test_a_projection_without_a_bias_keeps_none():
+    torch.manual_seed(0)
+    model = Residual(a=Attention(bias=False))
+    program, slim = without_head_1(model, "layers.a")
+    repaired = fxslim.repair(slim, program, batches())
+    assert repaired.state_dict().keys() == slim.state_dict().keys()
+    (done,) = fxslim.Report.of(repaired).refitted
+    assert done.after < done.before
+
+
+def test_a_bias_that_others_use_stays_as_it_is():
+    class Tied(Attention):
+        def forward(self, x):
+            return super().forward(x) + self.o.bias.tanh() * x
+
+    torch.manual_seed(0)
+    model = double_a_head(Tied())
+    repaired = assert_repaired(model, "attention")
+    assert torch.equal(repaired.o.bias, model.o.bias)
+
+
+def test_compile_repairs_where_it_is_given_data():
+    torch.manual_seed(0)
+    model = Residual(a=double_a_head(Attention()), b=double_a_head(Attention()))
+    slim = fxslim.compile(model, 0.25, example(), calibration=batches())
+    assert gap(slim, model) < 1e-4
+    assert fxslim.Report.of(slim).refitted
+    assert fxslim.Report.of(slim).max_difference < 1e-4
+    plain = fxslim.compile(model, 0.25, example(), calibration=batches(), repair=False)
+    assert not fxslim.Report.of(plain).refitted
+    named = fxslim.compile(model, 0.25, example(), calibration=batches(), criterion="output_fisher")
+    assert not fxslim.Report.of(named).refitted
+
+
+def test_what_is_missing_is_named():
+    model = Residual(a=Attention())
+    program, slim = without_head_1(model, "layers.a")
+    with pytest.raises(ValueError, match=r"^repair needs calibration batches"):
+        fxslim.repair(slim, program, [])
+    with pytest.raises(ValueError, match=r"^repair needs calibration batches"):
+        fxslim.compile(model, 0.5, example(), repair=True)
