@@ -73,7 +73,7 @@ def plan(
     coupled = couple(prunable, unit, by_head, held)
     allowed = [allowed_units(choice, constraints, min_heads, held) for choice in coupled]
     target = target_of(coupled, sparsity, budget, costs)
-    allowed = in_scope(scope, coupled, allowed, target)
+    allowed = in_scope(scope, coupled, allowed, held, target)
     check_reachable(allowed, target, costs)
     removed = select(_problem(coupled, by_head, matrix, held, allowed, target))
     gone = {

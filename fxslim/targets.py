@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fxslim.costs import Costs
 from fxslim.errors import PlanError
-from fxslim.units import Coupled
+from fxslim.units import Coupled, Head
 
 __all__ = ["Scope", "Target", "check_reachable", "in_scope", "target_of"]
 
@@ -74,7 +74,11 @@ def _row(costs: Costs, choice: Coupled) -> list[float]:
 
 
 def in_scope(
-    scope: Scope, coupled: Sequence[Coupled], allowed: Allowed, target: Target
+    scope: Scope,
+    coupled: Sequence[Coupled],
+    allowed: Allowed,
+    held: Collection[Head],
+    target: Target,
 ) -> list[list[bool]]:
     """What is allowed in this scope: one number for each choice, unless the scope is global.
 
@@ -86,9 +90,12 @@ def in_scope(
     """
     if scope == "global":
         return [list(row) for row in allowed]
-    ways = _same_share if scope == "local" else _same_number
+    if scope == "local":
+        ways = _same_share(coupled, allowed, target.share)
+    else:
+        ways = _same_number(coupled, allowed, held)
     found = None
-    for numbers in ways(coupled, allowed, target):
+    for numbers in ways:
         if found is not None and target.cost(numbers) < target.lower:
             break
         found = numbers
@@ -103,12 +110,12 @@ def in_scope(
 
 
 def _same_share(
-    coupled: Sequence[Coupled], allowed: Allowed, target: Target
+    coupled: Sequence[Coupled], allowed: Allowed, asked: float | None
 ) -> Iterator[list[int]]:
     """The share that was asked for; else every share, the largest first; rounded up."""
     sizes = {len(choice.units) for choice in coupled}
     every = {number / size for size in sizes for number in range(size + 1)}
-    for share in sorted(every, reverse=True) if target.share is None else [target.share]:
+    for share in sorted(every, reverse=True) if asked is None else [asked]:
         wanted = [math.ceil(share * len(choice.units) - 1e-9) for choice in coupled]
         yield [_nearest(row, number) for row, number in zip(allowed, wanted, strict=True)]
 
@@ -120,23 +127,23 @@ def _nearest(row: Sequence[bool], wanted: int) -> int:
 
 
 def _same_number(
-    coupled: Sequence[Coupled], allowed: Allowed, target: Target
+    coupled: Sequence[Coupled], allowed: Allowed, held: Collection[Head]
 ) -> Iterator[list[int]]:
     """Every number of heads that all sites may keep, the largest first.
 
-    Smaller sites stay whole; so do those that may only stay whole.
+    Smaller sites stay whole; so do those of which every head is held.
     """
     for heads in range(max(choice.sites[0].num_heads for choice in coupled), -1, -1):
-        numbers = [_with_heads(c, row, heads) for c, row in zip(coupled, allowed, strict=True)]
+        numbers = [
+            len(choice.units) if choice.is_held(held) else _with_heads(choice, row, heads)
+            for choice, row in zip(coupled, allowed, strict=True)
+        ]
         if None not in numbers:
             yield [number for number in numbers if number is not None]
 
 
 def _with_heads(choice: Coupled, row: Sequence[bool], heads: int) -> int | None:
     """How many units are so many heads of a site, if that is allowed."""
-    whole = len(row) - 1
-    if not any(row[:-1]):
-        return whole
     counts = choice.fewest(choice.sites[0])
     wanted = min(heads, counts[-1])
     number = counts.index(wanted) if wanted in counts else None

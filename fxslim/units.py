@@ -32,6 +32,10 @@ class Coupled:
         """The name of the first site."""
         return self.sites[0].name
 
+    def is_held(self, held: Collection[Head]) -> bool:
+        """Whether no unit can go, because a head of each is among `held`."""
+        return all(any(head in held for head in heads) for heads in self.units)
+
     def fewest(self, site: AttentionSite) -> list[int]:
         """How many heads of `site` are in so many units (0, 1, ...), at least."""
         return [0, *accumulate(sorted(self._sizes(site)))]

@@ -60,9 +60,7 @@ def test_a_multiple_counts_query_heads_of_whole_groups():
 
 
 def test_none_is_a_multiple_only_if_all_heads_may_go():
-    assert kept(0.5, [A], min_heads=0, multiple_of=4, max_share=1.0, exclude=["*"]) == {
-        "encoder": [0, 1, 2, 3]
-    }
+    assert kept(0.2, min_heads=1, multiple_of=4)["encoder"] == [0, 1, 2, 3]
     assert kept(0.99, [A, B], min_heads=0, multiple_of=4)["encoder"] == []
 
 
@@ -90,6 +88,17 @@ def test_where_no_number_is_allowed_each_constraint_says_which_it_allows():
         "  min_heads=5 allows 5, 6 of 6 heads",
         "  multiple_of=4 allows 0, 4 of 6 heads",
     ]
+
+
+def test_uniform_leaves_excluded_sites_alone():
+    left = kept(0.25, scope="uniform", exclude=["dec*"])
+    assert {name: len(heads) for name, heads in left.items()} == {"encoder": 2, "decoder": 6}
+
+
+def test_excluding_a_site_excludes_those_that_share_its_weights():
+    a, b = site("s", coupled=("s@2",)), site("s@2", coupled=("s",))
+    left = kept(0.3, [A, a, b], scope="uniform", exclude=["s@2"])
+    assert {name: len(heads) for name, heads in left.items()} == {"encoder": 1, "s": 4, "s@2": 4}
 
 
 def test_uniform_may_be_impossible():
