@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 from torch import fx, nn
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from fxslim import graph
@@ -69,8 +70,7 @@ def cost(
     if resource == "parameters":
         values = {key: float(count_parameters(model)) for key, model in models.items()}
     elif resource == "flops":
-        calls = {key: functools.partial(model, *args, **kwargs) for key, model in models.items()}
-        values = {key: float(count_flops(call)) for key, call in calls.items()}
+        values = {key: float(_flops(model, args, kwargs)) for key, model in models.items()}
     else:
         ready = {key: prepare(m) if prepare else m for key, m in models.items()}
         calls = {key: functools.partial(model, *args, **kwargs) for key, model in ready.items()}
@@ -191,6 +191,16 @@ def _arguments(program: nn.Module, inputs: Inputs | None) -> tuple[tuple[Any, ..
         return as_inputs(inputs)
     args, kwargs = meta_of(program)["example_inputs"]
     return args, kwargs
+
+
+def _flops(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Counted without gradients of any kind.
+
+    PyTorch's counter trips over an output that is a parameter, as what is left of an attention
+    without heads can be.
+    """
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return count_flops(lambda: functional_call(model, tensors, args, kwargs))
 
 
 def _medians(calls: Mapping[Key, Callable[[], Any]], seconds: float) -> dict[Key, float]:
