@@ -81,7 +81,7 @@ def cost(
         at = {units: value for (kind, units), value in values.items() if kind == number}
         at[len(members[0].units)] = dense
         row = _row(members[0], at, len(members) if latency else 1)
-        rows |= {choice.name: row for choice in members}
+        rows |= {choice.name: list(row) for choice in members}
     return Costs(resource, unit, dense - sum(row[-1] for row in rows.values()), rows)
 
 

@@ -132,6 +132,11 @@ class _Selection:
         enough = 1e-9 * p.loss[self.removed].abs().sum().item()
         marginal = (p.loss + self.added).flatten()
         gone = self.removed.flatten().nonzero().flatten()
+        kept = (~self.removed).flatten()
+        if not len(gone) or not kept.any():
+            return False
+        if self.pairs is None and marginal[gone].max() <= marginal[kept].min():
+            return False
         for unit in gone[marginal[gone].argsort(descending=True, stable=True)].tolist():
             change = self._changes(unit, upper)
             other = int(change.argmin())
