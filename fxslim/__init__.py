@@ -2,6 +2,9 @@
 
 from fxslim.capture import capture
 from fxslim.compile import Report, compile, insert_head_masks, narrow, score
+from fxslim.constraints import Constraints
+from fxslim.costing import cost
+from fxslim.costs import Costs
 from fxslim.criteria import CRITERIA, Criterion
 from fxslim.errors import (
     CaptureError,
@@ -12,7 +15,8 @@ from fxslim.errors import (
     VerificationError,
 )
 from fxslim.locate import find_attention
-from fxslim.plan import PruningPlan, plan
+from fxslim.plan import PruningPlan
+from fxslim.planning import plan
 from fxslim.refit import Refitted
 from fxslim.repair import repair
 from fxslim.scores import Scores
@@ -25,6 +29,8 @@ __all__ = [
     "AttentionSite",
     "CaptureError",
     "CheckpointError",
+    "Constraints",
+    "Costs",
     "Criterion",
     "FxslimError",
     "PlanError",
@@ -37,6 +43,7 @@ __all__ = [
     "VerificationError",
     "capture",
     "compile",
+    "cost",
     "find_attention",
     "insert_head_masks",
     "narrow",

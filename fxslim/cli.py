@@ -6,16 +6,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import Console
 
 import fxslim
 from fxslim import demo as demonstration
+from fxslim.costs import Resource
 from fxslim.errors import FxslimError
 from fxslim.measure import totals
 from fxslim.report import site_table, totals_table
+from fxslim.targets import Scope
 from fxslim.workflow import Steps, load_model, save
 
 __all__ = ["app"]
@@ -65,14 +67,23 @@ def inspect(directory: Directory) -> None:
 def prune(
     directory: Directory,
     out: Annotated[Path, typer.Option(help="Folder for slim.pt2 and plan.json.")],
-    sparsity: Sparsity = 0.5,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the heads to remove, in [0, 1); 0.5 by default.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="In place of it: share of the cost that may remain.")
+    ] = None,
+    resource: Annotated[
+        str, typer.Option(help="What a budget is of: parameters, flops or latency.")
+    ] = "flops",
+    scope: Annotated[str, typer.Option(help="global, local or uniform.")] = "global",
     criterion: Annotated[
         str, typer.Option(help="How heads are scored; one that needs no data.")
     ] = "weight_product",
 ) -> None:
     """Remove heads of a model and save the slim program with its plan."""
     with _one_message():
-        _check(sparsity, criterion)
+        _check(sparsity, criterion, budget, resource, scope)
         console = Console()
         with Steps(console, total=5) as step:
             step("load")
@@ -80,7 +91,15 @@ def prune(
             step("capture")
             program = fxslim.capture(model)
             step("score, narrow, verify")
-            slim = fxslim.compile(program, sparsity, criterion=criterion)
+            costs = None if budget is None else fxslim.cost(program, cast(Resource, resource))
+            slim = fxslim.compile(
+                program,
+                sparsity,
+                criterion=criterion,
+                budget=budget,
+                costs=costs,
+                scope=cast(Scope, scope),
+            )
             step("measure")
             args, kwargs = program.meta["example_inputs"]
             cost = totals(program, slim, args or kwargs)
@@ -93,10 +112,26 @@ def prune(
         console.print(f"wrote {', '.join(map(str, files))}", soft_wrap=True)
 
 
-def _check(sparsity: float, criterion: str = "random") -> None:
+def _check(
+    sparsity: float | None,
+    criterion: str = "random",
+    budget: float | None = None,
+    resource: str = "flops",
+    scope: str = "global",
+) -> None:
     """Refuse bad options before any work."""
-    if not 0 <= sparsity < 1:
+    if sparsity is not None and not 0 <= sparsity < 1:
         raise ValueError(f"--sparsity must be in [0, 1), not {sparsity}")
+    if budget is not None and not 0 < budget <= 1:
+        raise ValueError(f"--budget must be in (0, 1], not {budget}")
+    if sparsity is not None and budget is not None:
+        raise ValueError("give --sparsity or --budget, not both")
+    for name, value, choices in (
+        ("resource", resource, get_args(Resource)),
+        ("scope", scope, get_args(Scope)),
+    ):
+        if value not in choices:
+            raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {value!r}")
     if criterion not in fxslim.CRITERIA:
         known = ", ".join(fxslim.CRITERIA)
         raise ValueError(f"--criterion {criterion!r} is unknown; known: {known}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +10,8 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim.axes import Axis
+from fxslim.constraints import Constraints
+from fxslim.costs import Costs
 from fxslim.criteria import Criterion, LossFn, chosen, default_criterion
 from fxslim.errors import PlanError, UnsupportedSite
 from fxslim.examples import Inputs
@@ -18,13 +19,15 @@ from fxslim.locate import locate_parts
 from fxslim.partial import captured
 from fxslim.parts import each_part, meta_of
 from fxslim.passes import InsertHeadMasks, Narrow
-from fxslim.plan import PruningPlan, Scope, check_plan, check_target
-from fxslim.plan import plan as make_plan
+from fxslim.plan import PruningPlan, check_plan
+from fxslim.planning import check_target
+from fxslim.planning import plan as make_plan
 from fxslim.positions import Keep, Uneven
 from fxslim.refit import Refitted
 from fxslim.repair import repair as refitted
 from fxslim.sites import Attention, AttentionSite, Located, Unit
 from fxslim.streams import again
+from fxslim.targets import Scope
 from fxslim.verify import verify as check
 
 __all__ = ["Report", "compile", "insert_head_masks", "narrow", "score"]
@@ -64,7 +67,7 @@ class Report:
 
 def compile(
     model: nn.Module,
-    sparsity: float = 0.5,
+    sparsity: float | None = None,
     example_inputs: Inputs | None = None,
     *,
     criterion: str | Criterion | None = None,
@@ -72,9 +75,12 @@ def compile(
     loss_fn: LossFn | None = None,
     repair: bool | None = None,
     plan: PruningPlan | None = None,
+    budget: float | None = None,
+    costs: Costs | None = None,
     scope: Scope = "global",
     unit: Unit = "group",
     min_heads: int = 1,
+    constraints: Constraints | None = None,
     dynamic: bool = True,
     verify: bool = True,
 ) -> nn.Module:
@@ -82,7 +88,8 @@ def compile(
 
     Args:
         model: any `nn.Module`; a program that `capture` made is taken as it is.  Not changed.
-        sparsity: the share of prunable heads to remove, in [0, 1); never more.
+        sparsity: the share of prunable heads to remove, in [0, 1); never more.  0.5, if there is no
+            budget.
         example_inputs: a tuple (positional), a dict (keyword) or a tensor; derived where possible.
         criterion: a name in `fxslim.CRITERIA` or an object with a `score` method.  Where absent:
             "compensated_fisher" if there is calibration data and a repair, "output_fisher" without
@@ -93,10 +100,13 @@ def compile(
         repair: refit the projections that are left to the dense model (`fxslim.repair`), which
             needs calibration data.  Where absent: if there is such data and no `criterion`.
         plan: a plan to follow exactly, instead of scoring.
+        budget: in place of a sparsity: the share of the dense model's cost that may remain.
+        costs: what each site costs, for a budget; `fxslim.cost` makes them.
         scope: "global", "local" or "uniform"; see `fxslim.plan`.
         unit: what goes at a time where query heads share a KV head: "group", "query", or "any",
             which repeats keys and values with an index; see `fxslim.plan`.
         min_heads: heads that stay in every site; 0 lets a whole attention go.
+        constraints: what else has to hold; see `fxslim.Constraints`.
         dynamic: keep batch and sequence lengths symbolic, as far as the model allows.
         verify: compare slim with masked on the example inputs.
 
@@ -107,10 +117,11 @@ def compile(
     Raises:
         ValueError, TypeError: a bad argument, before any work.
         CaptureError: PyTorch cannot export the model.
+        PlanError: the budget or the constraints cannot be met.
         UnsupportedSite: no attention can be pruned; the message lists why.
         VerificationError: slim and masked differ by more than rounding.
     """
-    check_target(sparsity, scope, unit, min_heads)
+    check_target(sparsity, scope, unit, min_heads, budget, costs, constraints)
     batches = None if calibration is None else again(calibration)
     repairing = (batches is not None and criterion is None) if repair is None else repair
     if repairing and batches is None:
@@ -127,8 +138,17 @@ def compile(
     scores: dict[str, torch.Tensor] = {}
     if plan is None:
         scores = score(masked, criterion, batches, loss_fn)
-        plan = make_plan(scores, sites, sparsity, scope=scope, unit=unit, min_heads=min_heads)
-        _check_not_empty(plan, sparsity)
+        plan = make_plan(
+            scores,
+            sites,
+            sparsity,
+            budget=budget,
+            costs=costs,
+            scope=scope,
+            unit=unit,
+            min_heads=min_heads,
+            constraints=constraints,
+        )
     slim = _narrow(program, located, plan)
     attentions = [a for part in located.values() for a in part.attentions]
     difference = check(slim, masked, plan, attentions) if verify else None
@@ -265,17 +285,6 @@ def _within_groups(attention: Attention, kept: Sequence[int]) -> dict[Axis, Unev
     whole = all(len(row) == within.size for row in rows.values())
     in_order = {coordinate: sorted(rows[coordinate]) for coordinate in sorted(rows)}
     return {} if whole else {within: Uneven(group, in_order)}
-
-
-def _check_not_empty(plan: PruningPlan, sparsity: float) -> None:
-    """Say so where heads were to go and none goes."""
-    if sparsity and not plan.sparsity:
-        heads = sum(map(len, plan.kept.values()))
-        warnings.warn(
-            f"fxslim.compile: no head was removed: {sparsity} of {heads} is less than what goes "
-            "together, or min_heads keeps it",
-            stacklevel=3,
-        )
 
 
 def _check_prunable(sites: Sequence[AttentionSite], model: str) -> None:

@@ -72,6 +72,15 @@ def test_prune_saves_a_program_and_its_plan(llama, tmp_path):
     assert widths == {4 * len(heads) for heads in plan.kept.values()}
 
 
+def test_prune_meets_a_budget(llama, tmp_path):
+    options = ["--budget", "0.95", "--resource", "parameters", "--scope", "uniform"]
+    done = fxslim_command("prune", llama, "--out", tmp_path, *options)
+    assert done.exit_code == 0, done.output
+    plan = fxslim.PruningPlan.from_json((tmp_path / "plan.json").read_text())
+    assert 0.5 < plan.reached["parameters"] <= 0.95
+    assert len({len(heads) for heads in plan.kept.values()}) == 1
+
+
 def test_prune_refuses_a_model_without_prunable_heads(coupled, tmp_path):
     done = fxslim_command("prune", coupled, "--out", tmp_path / "out")
     assert_one_message(done, "none of it can be pruned")
@@ -83,6 +92,10 @@ def test_prune_refuses_a_model_without_prunable_heads(coupled, tmp_path):
     [
         (["--sparsity", "1"], "--sparsity must be in [0, 1), not 1.0"),
         (["--sparsity", "-0.1"], "--sparsity must be in [0, 1), not -0.1"),
+        (["--budget", "0"], "--budget must be in (0, 1], not 0.0"),
+        (["--budget", "0.5", "--sparsity", "0.5"], "give --sparsity or --budget, not both"),
+        (["--resource", "joy"], "--resource must be one of parameters, flops, latency, not 'joy'"),
+        (["--scope", "all"], "--scope must be one of global, local, uniform, not 'all'"),
         (["--criterion", "luck"], "--criterion 'luck' is unknown; known: "),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fxslim
 from tests.zoo.build import build
 
 ROOT = Path(__file__).parent.parent
@@ -20,8 +21,8 @@ def test_the_operator_table_is_current():
     assert page == render(), "run `python docs/render.py`"
 
 
-def snippets() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def snippets(page: str = "README.md") -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore:fxslim.capture")
@@ -35,5 +36,17 @@ def test_the_readme_runs():
     assert sum(p.numel() for p in names["slim"].parameters()) < sum(
         p.numel() for p in model.parameters()
     )
+    with torch.no_grad():
+        names["slim"](**example_inputs)
+
+
+@pytest.mark.filterwarnings("ignore:fxslim.capture")
+def test_the_page_on_plans_runs():
+    model, example_inputs = build("bert", "sdpa")
+    names = {"fxslim": fxslim, "model": model, "example_inputs": example_inputs}
+    for snippet in snippets("docs/plans.md"):
+        exec(compile(snippet, "plans.md", "exec"), names)
+    assert len(names["edited"].kept[names["first"]]) == 1
+    assert names["edited"].reached["flops"] < 1
     with torch.no_grad():
         names["slim"](**example_inputs)

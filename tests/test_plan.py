@@ -64,6 +64,7 @@ def test_uniform_leaves_every_site_the_same_number():
     assert {name: len(heads) for name, heads in left.items()} == {"a": 3, "b": 3}
 
 
+@pytest.mark.filterwarnings("ignore:fxslim.plan")
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.24, 0.25, 0.3, 0.5, 0.74, 0.75, 0.99])
 @pytest.mark.parametrize("scope", ["global", "local", "uniform"])
 def test_never_more_than_asked_and_what_is_reached_is_said(sparsity, scope):
@@ -89,7 +90,8 @@ def test_min_heads_stay_in_every_site():
 def test_a_unit_goes_whole_and_is_scored_by_its_mean():
     grouped = site("a", group=2)
     assert kept({"a": [0.0, 9.0, 1.0, 2.0]}, [grouped]) == {"a": [0, 1]}
-    assert kept({"a": [0.0, 9.0, 1.0, 2.0]}, [grouped], 0.49) == {"a": [0, 1, 2, 3]}
+    with pytest.warns(UserWarning, match="no head was removed: sparsity=0.49 of 4 heads is less"):
+        assert kept({"a": [0.0, 9.0, 1.0, 2.0]}, [grouped], 0.49) == {"a": [0, 1, 2, 3]}
 
 
 def test_coupled_sites_lose_the_same_heads():
@@ -160,9 +162,11 @@ def test_a_plan_may_leave_sites_out_and_keep_refused_ones_whole():
 
 
 def test_json_round_trip():
-    plan = fxslim.PruningPlan({"a": [0, 2], "b.c@2": []}, 0.75)
+    plan = fxslim.PruningPlan({"a": [0, 2], "b.c@2": []}, 0.75, {"flops": 0.6})
     assert fxslim.PruningPlan.from_json(plan.to_json()) == plan
-    assert json.loads(plan.to_json()) == {"kept": {"a": [0, 2], "b.c@2": []}, "sparsity": 0.75}
+    data = {"kept": {"a": [0, 2], "b.c@2": []}, "sparsity": 0.75}
+    assert json.loads(plan.to_json()) == data | {"reached": {"flops": 0.6}}
+    assert fxslim.PruningPlan.from_json(json.dumps(data)) == replace(plan, reached={})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kept": {"a": 3}}', '{"kept": {"a": []}}'])
