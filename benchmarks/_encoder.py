@@ -36,15 +36,16 @@ def encoder_task(setup: Setup) -> Task:
     model, text = load_model(folder).to(setup.device), _Text(folder, setup.device)
     docstrings, held_out = paragraphs()
     calibration = [docstrings[: setup.calibration]]
-    sets = [TestSet("docstrings", *text.batches([(words, "") for words in held_out]))]
+    sets = [TestSet("docstrings", *text.batches([(words, "") for words in held_out], [""]))]
     for name, (table, count) in _LABELLED.items():
         train, test = labelled(setup.sources, table)
+        classes = sorted({label for _, label in train})
         scored, fitted = deal(train, setup.calibration, count)
         (judged,) = deal(test, min(setup.items, len(test)))
         calibration.append([words for words, _ in scored])
-        inputs, labels = text.batches(fitted)
+        inputs, labels = text.batches(fitted, classes)
         head = fit_probe(features_of(model, inputs, _embed), labels)
-        sets.append(TestSet(name, *text.batches(judged), head))
+        sets.append(TestSet(name, *text.batches(judged, classes), head))
     tests = FeatureTests(model, _embed, sets)
     return Task(
         name="encoder",
@@ -72,10 +73,9 @@ class _Text:
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._device = device
 
-    def batches(self, pairs: Pairs) -> tuple[list[Batch], Tensor]:
-        """Padded batches, and the classes in their order: labels by their rank."""
+    def batches(self, pairs: Pairs, classes: Sequence[str]) -> tuple[list[Batch], Tensor]:
+        """Padded batches, and in their order the number of each text's class among `classes`."""
         rows = self._rows([text for text, _ in pairs])
-        classes = sorted({label for _, label in pairs})
         labels = torch.tensor([classes.index(pairs[place][1]) for place, _ in rows])
         chunks = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
         return [self._padded([row for _, row in chunk]) for chunk in chunks], labels

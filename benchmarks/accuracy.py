@@ -164,11 +164,19 @@ def render(metric: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
             shown = {"criterion": f"{name}{label}"}
             for sparsity in sorted({row["sparsity"] for row in rows}):
                 at = [row for row in own if row["sparsity"] == sparsity]
-                values = [row["figures"][metric]["value"] for row in at]
-                shown[f"{100 * sparsity:g} %"] = f"{reduce(values):.4g}" if values else ""
+                figures = [row["figures"][metric] for row in at]
+                shown[f"{100 * sparsity:g} %"] = written(figures, reduce) if at else ""
             shown["score, s"] = f"{statistics.median(row['seconds']['score'] for row in own):.1f}"
             shown["repair, s"] = "no"
             yield shown
+
+
+def written(
+    figures: Sequence[dict[str, Any]], reduce: Callable[[list[float]], float] = statistics.fmean
+) -> str:
+    """One number of several draws' figures: three decimals, or one of a perplexity."""
+    value = reduce([figure["value"] for figure in figures])
+    return f"{value:,.1f}" if figures[0]["logarithmic"] else f"{value:.3f}"
 
 
 def report(record: Record, png: Path | None) -> None:
@@ -177,9 +185,11 @@ def report(record: Record, png: Path | None) -> None:
     for task, dense in record.dense.items():
         rows = [row for row in record.rows if row["task"] == task]
         for metric, figures in dense.items():
+            bounds = (figures | {"value": figures[end]} for end in ("low", "high"))
+            between = " to ".join(written([bound]) for bound in bounds)
             publish(
-                f"{task}: {metric}, by the share of heads removed\ndense: {figures['value']:.4g} "
-                f"(95 %: {figures['low']:.4g} to {figures['high']:.4g}; n = {figures['n']})",
+                f"{task}: {metric}, by the share of heads removed\n"
+                f"dense: {written([figures])} (95 %: {between}; n = {figures['n']:,})",
                 list(render(metric, rows)),
                 {},
                 None,

@@ -107,7 +107,13 @@ def test_tables_fit_80_columns_and_a_picture_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(_common, "console", console)
     accuracy.report(record, tmp_path / "curves.png")
     printed = console.file.getvalue()
-    for heading in ("25 %", "50 %", "score, s", "repair, s", "dense: 1 (95 %", "n = 6"):
+    for heading in (
+        "25 %",
+        "50 %",
+        "score, s",
+        "repair, s",
+        "dense: 1.000 (95 %: 1.000 to 1.000; n = 6)",
+    ):
         assert heading in printed
     for name in ("weight_product", "torch-pruning-global", "random, highest"):
         assert f" {name} " in printed
