@@ -5,12 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from _record import Row
 
 __all__ = ["Panel", "draw"]
+
+_COLORS = ["C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "black"]
+_MARKERS = "os^vD<>pX*h"
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,12 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row["criterion"] for panel in panels for row in panel.rows))
-    drawn = [name for name in names if name != "random"]
-    colors = {name: f"C{number}" for number, name in enumerate(drawn)} | {"random": "grey"}
+    looks = {
+        name: {"color": "grey" if name == "random" else color, "marker": marker}
+        for name, color, marker in zip(names, cycle(_COLORS), cycle(_MARKERS), strict=False)
+    }
     figure, all_axes = pyplot.subplots(
-        1, len(panels), figsize=(5 * len(panels), 5), squeeze=False, layout="constrained"
+        1, len(panels), figsize=(5 * len(panels) + 2, 5), squeeze=False, layout="constrained"
     )
     lines = {}
     for axes, panel in zip(all_axes[0], panels, strict=True):
@@ -61,15 +67,14 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
             for repair, style in ((False, "--"), (True, "-")):
                 if curve := panel.curve(name, repair):
                     means = [statistics.fmean(values) for values in curve.values()]
-                    bounds = [[f(values) for values in curve.values()] for f in (min, max)]
-                    axes.fill_between(list(curve), *bounds, color=colors[name], alpha=0.15, lw=0)
-                    (lines[name],) = axes.plot(
-                        list(curve), means, style, marker=".", color=colors[name]
-                    )
-        axes.set(title=f"{panel.task}: {panel.metric}", xlabel="share of heads removed")
+                    low, high = ([f(values) for values in curve.values()] for f in (min, max))
+                    (line,) = axes.plot(list(curve), means, style, fillstyle="none", **looks[name])
+                    axes.fill_between(list(curve), low, high, color=line.get_color(), alpha=0.15)
+                    lines[name] = line
+        axes.set(title=panel.task, xlabel="share of heads removed", ylabel=panel.metric)
         axes.set_yscale("log" if panel.dense["logarithmic"] else "linear")
         axes.grid(alpha=0.3)
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(lines.values(), lines, loc="outside right center", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
 from _corpora import deal, tales
+from _sources import MissingPackage
 from _tasks import Batch, Metric, Setup, Task
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -41,7 +43,13 @@ def decoder_task(setup: Setup) -> Task:
     """Perplexity over windows of 256 tokens; the calibration windows are of other tales.
 
     The weights are stored in 4 bits and used in float32: perplexities compare with each other.
+
+    Raises:
+        MissingPackage: What the weights are in, or read with, is not there.
     """
+    for package in ("accelerate", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackage(f"{package} reads {_FILE}: pip install 'fxslim[bench]'")
     transformers = import_transformers()
     transformers.utils.logging.disable_progress_bar()
     file = setup.sources.file(_FILE)

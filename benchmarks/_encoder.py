@@ -35,7 +35,7 @@ def encoder_task(setup: Setup) -> Task:
     folder = find_encoder()
     model, text = load_model(folder).to(setup.device), _Text(folder, setup.device)
     docstrings, held_out = paragraphs()
-    calibration = [docstrings[: setup.calibration]]
+    calibration = deal(docstrings, min(setup.calibration, len(docstrings)))
     sets = [TestSet("docstrings", *text.batches([(words, "") for words in held_out], [""]))]
     for name, (table, count) in _LABELLED.items():
         train, test = labelled(setup.sources, table)

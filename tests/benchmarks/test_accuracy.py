@@ -12,8 +12,8 @@ import torch
 from _choices import GroupMagnitude, choices
 from _features import FeatureTests, TestSet, project_at_random
 from _record import Record
-from _sources import PACKAGES, Sources
-from _tasks import Setup, Task
+from _sources import PACKAGES, MissingPackage, Sources
+from _tasks import Metric, Setup, Task
 from rich.console import Console
 
 import fxslim
@@ -95,10 +95,18 @@ def test_the_slim_model_is_what_the_plan_says(tmp_path, monkeypatch):
 
 def test_the_table_has_three_rows_for_chance(tmp_path, monkeypatch):
     record, _ = measured(tmp_path / "figures.json", monkeypatch)
-    rows = {row["criterion"]: row for row in accuracy.render("cosine, noise", record.rows)}
+    rows = {row["removed (*: less)"]: row for row in accuracy.render("cosine, noise", record.rows)}
     assert list(rows) == ["fisher", "random, mean", "random, lowest", "random, highest", "inc"]
     low, mean, high = (float(rows[f"random, {n}"]["50 %"]) for n in ("lowest", "mean", "highest"))
     assert low <= mean <= high
+
+
+def test_a_plan_that_removes_fewer_is_marked():
+    figures = {"cosine": Metric("cosine").summary(torch.tensor([0.5, 0.5]), torch.ones(2))}
+    row = {"criterion": "inc", "seed": None, "repair": False, "seconds": {"score": 1.0}}
+    rows = [row | {"sparsity": s, "removed": 0.25, "figures": figures} for s in (0.25, 0.4)]
+    (shown,) = accuracy.render("cosine", rows)
+    assert (shown["25 %"], shown["40 %"]) == ("0.500", "0.500*")
 
 
 def test_tables_fit_80_columns_and_a_picture_is_drawn(tmp_path, monkeypatch):
@@ -111,7 +119,7 @@ def test_tables_fit_80_columns_and_a_picture_is_drawn(tmp_path, monkeypatch):
         "25 %",
         "50 %",
         "score, s",
-        "repair, s",
+        "repair",
         "dense: 1.000 (95 %: 1.000 to 1.000; n = 6)",
     ):
         assert heading in printed
@@ -129,6 +137,16 @@ def test_all_criteria_are_the_default():
     named = {choice.name for choice in choices([], 3, "global")}
     assert set(fxslim.CRITERIA) < named
     assert [c.seed for c in choices(["random"], 3, "global")] == [0, 1, 2]
+
+
+def test_a_missing_package_ends_the_run_with_one_message(tmp_path, monkeypatch):
+    def build(setup):
+        raise MissingPackage("sample==1 is not installed")
+
+    monkeypatch.setitem(accuracy.TASKS, "vision", build)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    with pytest.raises(SystemExit, match=r"^MissingPackage: sample==1 is not installed$"):
+        accuracy.main(task=[accuracy.TaskName.vision], data=tmp_path)
 
 
 def test_help_says_how_to_get_the_data():
