@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import fxslim
 from fxslim import AttentionSite, Criterion, Projection
 from fxslim.criteria import Magnitude, Random
-from fxslim.plan import Scope
+from fxslim.targets import Scope
 
 __all__ = ["Choice", "GroupMagnitude", "choices"]
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,8 @@ from torch import Tensor, nn
 
 import fxslim
 from fxslim.errors import FxslimError
-from fxslim.plan import Scope
+from fxslim.fisher import OutputFisher
+from fxslim.targets import Scope
 
 SPARSITIES = [0.125, 0.25, 0.5, 0.75]
 
@@ -37,6 +39,13 @@ DATA = Path.home() / ".cache" / "fxslim"
 FEWER = 0.02
 """Plans that remove a share smaller by this than they were asked to are marked: with the scope
 "local", every attention loses whole heads."""
+
+Point = tuple[float, bool]
+"""A sparsity, and whether what is left is repaired."""
+
+Seconds = dict[str, float]
+
+HEADING = "heads removed"
 
 REDUCTIONS: dict[str, Callable[[list[float]], float]] = {
     ", mean": statistics.fmean,
@@ -71,7 +80,7 @@ TASKS: dict[TaskName, Callable[[Setup], Task]] = {
 
 
 @contextmanager
-def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+def clock(seconds: Seconds, name: str) -> Iterator[None]:
     """Note the processor time that the block takes, all threads together."""
     start = time.process_time()
     yield
@@ -91,37 +100,41 @@ class Trial:
         self._program = fxslim.capture(task.model, task.example)
         self._sites = fxslim.find_attention(self._program)
         self._masked = fxslim.insert_head_masks(self._program, self._sites)
-        self._judged: dict[str, dict[str, Any]] = {}
+        self._judged: dict[tuple[str, bool], tuple[dict[str, Any], Seconds]] = {}
         self._dense = self._measure(task.model)
 
     def dense(self) -> dict[str, Any]:
         """The dense model's figures."""
         return self._summaries(self._dense)
 
-    def rows(self, choice: Choice, sparsities: Sequence[float]) -> Iterator[Row]:
-        """Score once, then plan, narrow and judge at every sparsity."""
-        seconds: dict[str, float] = {}
+    def rows(self, choice: Choice, points: Sequence[Point]) -> Iterator[Row]:
+        """Score once, then plan, narrow, repair and judge at every point."""
+        seconds: Seconds = {}
+        loss_fn = None if isinstance(choice.criterion, OutputFisher) else self._task.loss_fn
         with clock(seconds, "score"):
-            scores = fxslim.score(
-                self._masked, choice.criterion, self._task.calibration, self._task.loss_fn
-            )
-        for sparsity in sparsities:
+            scores = fxslim.score(self._masked, choice.criterion, self._task.calibration, loss_fn)
+        for sparsity, repair in points:
             plan = fxslim.plan(scores, self._sites, sparsity, scope=choice.scope)
+            figures, taken = self._judge(plan, repair)
             yield {
-                **key(self._task.name, choice, sparsity),
+                **key(self._task.name, choice, sparsity, repair),
                 "removed": plan.sparsity,
-                "seconds": dict(seconds),
-                "figures": self._judge(plan),
+                "seconds": seconds | taken,
+                "figures": figures,
                 "kept": plan.kept,
             }
 
-    def _judge(self, plan: fxslim.PruningPlan) -> dict[str, Any]:
-        """The slim model's figures; a plan that two criteria make is judged once."""
-        text = plan.to_json()
-        if text not in self._judged:
-            values = self._measure(fxslim.narrow(self._program, plan))
-            self._judged[text] = self._summaries(values)
-        return self._judged[text]
+    def _judge(self, plan: fxslim.PruningPlan, repair: bool) -> tuple[dict[str, Any], Seconds]:
+        """The slim model's figures, and how long repair took; of two equal plans, the first's."""
+        made = (plan.to_json(), repair)
+        if made not in self._judged:
+            seconds: Seconds = {}
+            slim = fxslim.narrow(self._program, plan)
+            if repair:
+                with clock(seconds, "repair"):
+                    slim = fxslim.repair(slim, self._program, self._task.calibration)
+            self._judged[made] = self._summaries(self._measure(slim)), seconds
+        return self._judged[made]
 
     def _measure(self, module: nn.Module) -> dict[str, Tensor]:
         with self._setup.judging():
@@ -134,19 +147,18 @@ class Trial:
         }
 
 
-def key(task: str, choice: Choice, sparsity: float) -> dict[str, Any]:
+def key(task: str, choice: Choice, sparsity: float, repair: bool) -> dict[str, Any]:
     """What tells a row of the record apart from the others."""
     named = {"task": task, "criterion": choice.name, "seed": choice.seed}
-    return {**named, "sparsity": sparsity, "repair": False}
+    return {**named, "sparsity": sparsity, "repair": repair}
 
 
 def run(
-    name: str, setup: Setup, chosen: Sequence[Choice], sparsities: Sequence[float], record: Record
+    name: str, setup: Setup, chosen: Sequence[Choice], points: Sequence[Point], record: Record
 ) -> None:
     """Add the rows of a task that the record does not have."""
     missing = {
-        choice: [s for s in sparsities if not record.has(**key(name, choice, s))]
-        for choice in chosen
+        choice: [p for p in points if not record.has(**key(name, choice, *p))] for choice in chosen
     }
     if not any(missing.values()):
         return
@@ -165,7 +177,7 @@ def render(metric: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
         own = [row for row in rows if (row["criterion"], row["repair"]) == (name, repair)]
         draws = {row["seed"] for row in own}
         for label, reduce in (REDUCTIONS if len(draws) > 1 else {"": statistics.fmean}).items():
-            shown = {"removed (*: less)": f"{name}{label}"}
+            shown = {HEADING: f"{name}{label}{' +' if repair else ''}"}
             for sparsity in sorted({row["sparsity"] for row in rows}):
                 at = [row for row in own if row["sparsity"] == sparsity]
                 figures = [row["figures"][metric] for row in at]
@@ -173,8 +185,9 @@ def render(metric: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
                 shown[f"{100 * sparsity:g} %"] = (
                     written(figures, reduce) + "*" * fewer if at else ""
                 )
-            shown["score, s"] = f"{statistics.median(row['seconds']['score'] for row in own):.1f}"
-            shown["repair"] = "no"
+            shown["score s"] = f"{statistics.median(row['seconds']['score'] for row in own):.1f}"
+            taken = [row["seconds"]["repair"] for row in own if repair]
+            shown["fix s"] = f"{statistics.median(taken):.0f}" if taken else ""
             yield shown
 
 
@@ -195,7 +208,7 @@ def report(record: Record, png: Path | None) -> None:
             bounds = (figures | {"value": figures[end]} for end in ("low", "high"))
             between = " to ".join(written([bound]) for bound in bounds)
             publish(
-                f"{task}: {metric}\n"
+                f"{task}: {metric}   (+: repaired, *: fewer heads went)\n"
                 f"dense: {written([figures])} (95 %: {between}; n = {figures['n']:,})",
                 list(render(metric, rows)),
                 {},
@@ -219,6 +232,9 @@ def main(
         list[str], typer.Option(help="A criterion or a rival; may be repeated. All by default.")
     ] = EVERY,
     sparsity: Annotated[list[float], typer.Option(help="May be repeated.")] = SPARSITIES,
+    repair: Annotated[
+        bool | None, typer.Option(help="Refit what is left, or do not; both by default.")
+    ] = None,
     scope: Annotated[Scope, typer.Option(help="For the library's own criteria.")] = "global",
     seeds: Annotated[int, typer.Option(help="Draws of random heads.")] = 5,
     items: Annotated[int, typer.Option(help="Test items of each labelled set.")] = 2000,
@@ -249,11 +265,12 @@ def main(
     )
     settings = {"items": items, "windows": windows, "calibration": calibration, "scope": scope}
     settings |= {"precision": precision.value, "device": device}
+    points = list(product(sparsity, (False, True) if repair is None else (repair,)))
     try:
         chosen = choices(criterion, seeds, scope)
         record = Record(json, settings, environment(device))
         for name in task:
-            run(name.value, setup, chosen, sparsity, record)
+            run(name.value, setup, chosen, points, record)
     except (FxslimError, MissingPackage, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     report(record, png)

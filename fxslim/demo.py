@@ -10,7 +10,7 @@ import ast
 import importlib.util
 import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,22 +109,6 @@ def _embed(encoder: nn.Module, batches: list[Batch]) -> Tensor:
     return torch.cat(rows)
 
 
-def _project_at_random(seed: int = 0) -> Callable[[Any], Tensor]:
-    """A loss that needs no labels: the embeddings' product with random signs.
-
-    Its squared gradient is, on average over the signs, the squared change of the embeddings: so
-    the criterion "fisher" scores a head by what the embeddings lose without it.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(output: Any) -> Tensor:
-        embeddings: Tensor = output.last_hidden_state.mean(1)
-        signs = 2 * torch.randint(0, 2, embeddings.shape, generator=generator) - 1
-        return (embeddings * signs).sum()
-
-    return loss
-
-
 def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> float:
     """Prune the encoder, print what was done, and write the results.
 
@@ -138,7 +122,7 @@ def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> flo
     """
     console = console or Console()
     folder = find_encoder()
-    with Steps(console, total=6 + _CALIBRATION // 8) as step:
+    with Steps(console, total=6) as step:
         step("read the model and the text")
         dense, (calibration, held_out) = load_model(folder), paragraphs()
         batches = _tokenize(folder, calibration, 8, pad=False)
@@ -146,14 +130,8 @@ def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> flo
         step("capture")
         typical = texts[len(texts) // 2]
         program = fxslim.capture(dense, typical)
-        step("score the heads, narrow, verify")
-        slim = fxslim.compile(
-            program,
-            sparsity,
-            criterion="fisher",
-            calibration=step.track(batches),
-            loss_fn=_project_at_random(),
-        )
+        step("score the heads, narrow, verify, repair")
+        slim = fxslim.compile(program, sparsity, calibration=batches)
         report = fxslim.Report.of(slim)
         step("compare embeddings")
         cosine = cosine_similarity(_embed(dense, texts), _embed(slim, texts)).mean().item()
@@ -163,10 +141,12 @@ def run(out: Path, sparsity: float = 0.5, console: Console | None = None) -> flo
         files = [*save(slim, out), save_heatmap(out / "heads.png", report.scores, report.plan)]
     console.print(site_table(report.sites, report.plan, report.scores, dense=dense, slim=slim))
     console.print("", totals_table(cost), "", sep="\n")
-    console.print(f"slim against masked: largest difference {report.max_difference:.1e}")
+    console.print(
+        f"slim against masked, before repair: largest difference {report.max_difference:.1e}"
+    )
     console.print(f"mean cosine of slim to dense embeddings: {cosine:.3f}")
     console.print(
-        f"  ({len(held_out)} docstring paragraphs, {len(calibration)} others for the scores)"
+        f"  ({len(held_out)} docstring paragraphs, {len(calibration)} others for scores and repair)"
     )
     console.print(f"wrote {', '.join(map(str, files))}", soft_wrap=True)
     return cosine

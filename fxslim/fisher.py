@@ -31,7 +31,8 @@ class OutputFisher:
 
     With `compensated` only that part of a head's context counts which a linear function of the
     other heads' contexts of its layer cannot make up for: what is lost after the output projection
-    is refitted (`fxslim.repair`).
+    is refitted (`fxslim.repair`).  The scores come without the matrix then: of two heads that make
+    up for each other, each alone costs little and both much, which sums over pairs do not say.
 
     Attributes:
         compensated: count what is left to lose after repair, which takes a second pass over the
@@ -70,7 +71,8 @@ class OutputFisher:
                 total = sum((t * v).sum() for t, v in zip(tensors, signs, strict=True))
                 assert isinstance(total, torch.Tensor)
                 jacobian.add(total, keep=draw + 1 < self.draws)
-        return jacobian.scores()
+        scores = jacobian.scores()
+        return Scores(scores) if self.compensated else scores
 
     def _lost(
         self,

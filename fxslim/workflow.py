@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -20,15 +19,13 @@ from fxslim.errors import FxslimError
 
 __all__ = ["Steps", "import_transformers", "load_model", "save"]
 
-T = TypeVar("T")
-
 
 class Steps:
     """A progress bar over named steps.
 
     Args:
         console: Where to draw the bar.
-        total: How many steps there will be, items of `track` included.
+        total: How many steps there will be.
     """
 
     def __init__(self, console: Console, total: int) -> None:
@@ -58,12 +55,6 @@ class Steps:
         advance = 1 if self._started else 0
         self._progress.update(self._task, advance=advance, description=name)
         self._started = True
-
-    def track(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, each a step when the next one is asked for."""
-        for item in items:
-            yield item
-            self._progress.advance(self._task)
 
 
 def import_transformers() -> Any:

@@ -27,15 +27,6 @@ def test_text_is_prose_and_comes_in_two_parts():
         assert text.endswith(".")
 
 
-def test_the_random_projection_needs_no_labels_and_repeats():
-    class Output:
-        last_hidden_state = torch.randn(4, 5, 6)
-
-    first, again = (demo._project_at_random(seed=1) for _ in range(2))
-    assert first(Output) == again(Output)
-    assert demo._project_at_random(seed=2)(Output) != demo._project_at_random(seed=1)(Output)
-
-
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(demo, "_PACKAGE", "fxslim_no_such_package")
     with pytest.raises(FxslimError, match=r"pip install 'fxslim\[demo\]'"):
@@ -57,7 +48,7 @@ def outcome(tmp_path_factory):
 @needs_encoder
 def test_embeddings_stay_similar(outcome):
     _, text, similarity = outcome
-    assert 0.7 < similarity < 1
+    assert 0.85 < similarity < 1
     assert f"dense embeddings: {similarity:.3f}" in text
 
 

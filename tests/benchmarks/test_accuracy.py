@@ -52,14 +52,15 @@ def measured(path, monkeypatch, names=("fisher", "random", "inc")):
     monkeypatch.setitem(accuracy.TASKS, "encoder", build)
     record = Record(path, SETTINGS, {})
     chosen = choices(names, 2, "global")
-    accuracy.run("encoder", Setup(Sources(path.parent)), chosen, [0.25, 0.5], record)
+    points = [(sparsity, repair) for sparsity in (0.25, 0.5) for repair in (False, True)]
+    accuracy.run("encoder", Setup(Sources(path.parent)), chosen, points, record)
     return record, len(made)
 
 
 def test_every_criterion_is_judged_at_every_sparsity(tmp_path, monkeypatch):
     record, _ = measured(tmp_path / "figures.json", monkeypatch)
-    keys = {(row["criterion"], row["seed"], row["sparsity"]) for row in record.rows}
-    assert len(record.rows) == len(keys) == 4 * 2
+    keys = {(row["criterion"], row["seed"], row["sparsity"], row["repair"]) for row in record.rows}
+    assert len(record.rows) == len(keys) == 4 * 2 * 2
     for row in record.rows:
         assert row["removed"] <= row["sparsity"]
         assert row["figures"]["cosine, noise"]["value"] < 1
@@ -74,7 +75,7 @@ def test_a_run_is_taken_up_again(tmp_path, monkeypatch):
     again, made = measured(path, monkeypatch, ["inc"])
     assert (made, again.rows) == (0, first.rows)
     more, made = measured(path, monkeypatch, ["inc", "magnitude"])
-    assert (made, len(more.rows)) == (1, 4)
+    assert (made, len(more.rows)) == (1, 8)
 
 
 def test_figures_of_other_settings_are_not_mixed(tmp_path):
@@ -88,15 +89,20 @@ def test_the_slim_model_is_what_the_plan_says(tmp_path, monkeypatch):
     record, _ = measured(tmp_path / "figures.json", monkeypatch, ["inc"])
     task = tiny()
     program = fxslim.capture(task.model, task.example)
-    plan = fxslim.PruningPlan(record.rows[-1]["kept"], record.rows[-1]["removed"])
-    value = task.measure(fxslim.narrow(program, plan))["cosine, noise"].mean().item()
-    assert record.rows[-1]["figures"]["cosine, noise"]["value"] == pytest.approx(value)
+    for row in record.rows:
+        slim = fxslim.narrow(program, fxslim.PruningPlan(row["kept"], row["removed"]))
+        if row["repair"]:
+            slim = fxslim.repair(slim, program, task.calibration)
+        value = task.measure(slim)["cosine, noise"].mean().item()
+        assert row["figures"]["cosine, noise"]["value"] == pytest.approx(value)
+        assert ("repair" in row["seconds"]) == row["repair"]
 
 
 def test_the_table_has_three_rows_for_chance(tmp_path, monkeypatch):
     record, _ = measured(tmp_path / "figures.json", monkeypatch)
-    rows = {row["removed (*: less)"]: row for row in accuracy.render("cosine, noise", record.rows)}
-    assert list(rows) == ["fisher", "random, mean", "random, lowest", "random, highest", "inc"]
+    rows = {row[accuracy.HEADING]: row for row in accuracy.render("cosine, noise", record.rows)}
+    names = ["fisher", "random, mean", "random, lowest", "random, highest", "inc"]
+    assert sorted(rows) == sorted([*names, *(f"{name} +" for name in names)])
     low, mean, high = (float(rows[f"random, {n}"]["50 %"]) for n in ("lowest", "mean", "highest"))
     assert low <= mean <= high
 
@@ -118,8 +124,8 @@ def test_tables_fit_80_columns_and_a_picture_is_drawn(tmp_path, monkeypatch):
     for heading in (
         "25 %",
         "50 %",
-        "score, s",
-        "repair",
+        "score s",
+        "fix s",
         "dense: 1.000 (95 %: 1.000 to 1.000; n = 6)",
     ):
         assert heading in printed
