@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxslim.graph import attribute, fixed_size
+from fxslim.graph import attribute, fixed_size, shape
 from fxslim.program import Program, copy_graph
 
 __all__ = ["tidied"]
@@ -25,6 +25,7 @@ def tidied(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
     _inline_wrappers(program)
     _drop_assertions(program)
     _free_views(program)
+    _replace_copies(program)
     _check_inputs(program, exported)
     program.graph.eliminate_dead_code()
     program.delete_all_unused_submodules()
@@ -82,6 +83,22 @@ def _free_views(program: fx.GraphModule) -> None:
     for node in program.graph.nodes:
         if node.target in views:
             node.target = torch.ops.aten.reshape.default
+
+
+def _replace_copies(program: fx.GraphModule) -> None:
+    """A tensor written over all of another stays itself; `copy` would have no gradient."""
+    for node in list(program.graph.nodes):
+        if node.target is not torch.ops.aten.copy.default:
+            continue
+        under, source = node.args[0].meta["val"], node.args[1].meta["val"]
+        if shape(under) != shape(source) or under.device != source.device:
+            continue
+        if under.dtype == source.dtype:
+            node.replace_all_uses_with(node.args[1])
+            program.graph.erase_node(node)
+        else:
+            node.target = torch.ops.aten._to_copy.default
+            node.args, node.kwargs = (node.args[1],), {"dtype": under.dtype}
 
 
 def _check_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
