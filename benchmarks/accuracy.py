@@ -162,8 +162,10 @@ def run(
     }
     if not any(missing.values()):
         return
-    with console.status(f"{name}: dense"), setup.judging():
-        trial = Trial(TASKS[TaskName(name)](setup), setup)
+    with console.status(f"{name}: dense"):
+        with setup.judging():
+            task = TASKS[TaskName(name)](setup)
+        trial = Trial(task, setup)  # captured in full precision
     record.content["dense"][name] = trial.dense()
     for choice, absent in missing.items():
         with console.status(f"{name}: {choice.name}"):
