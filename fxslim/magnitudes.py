@@ -74,6 +74,7 @@ class Magnitude:
 class WeightProduct:
     """‖W_O W_V‖ of a head: how much its context can add to the residual stream (Frobenius norm).
 
+    Relative to the mean of its attention, since what a layer adds to depends on the norms between.
     Where value and output weights do not pair up position by position, the product of their norms.
     """
 
@@ -100,7 +101,8 @@ class WeightProduct:
                 total += squared.clamp_min(0).cpu()
             if not site.value:
                 total += o.square().sum(dim=(1, 2)).cpu()
-        return total.sqrt()
+        norms = total.sqrt()
+        return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
 
 
 @dataclass(frozen=True)
