@@ -34,11 +34,11 @@ class Core:
         context: the nodes that sum probabilities times values over the key length.
         heads: the head axes, outer to inner.
         head_dim_factors: the factors of the probabilities that carry them.
-        key_axes: the axes of the key's weights.
+        shared_axes: the axes of the weights of keys and values, which query heads may share.
         projections: for query, key and value, (weight, product) pairs.
         ends: where the heads of the context are summed over.
         side: uses of operands that join in from the side and carry heads, with their ancestors.
-        shared: uses of keys by the scores and of values by the context.
+        uses: where queries and keys (by the scores) and values (by the context) are used.
         refusal: why its heads cannot be told apart; empty if they can.
     """
 
@@ -47,12 +47,12 @@ class Core:
     heads: tuple[Axis, ...]
     head_dim_factors: Dim
     head_dim: int
-    key_axes: frozenset[Axis]
+    shared_axes: frozenset[Axis]
     is_cross: bool
     projections: dict[str, list[tuple[fx.Node, fx.Node]]]
     ends: tuple[End, ...] = ()
     side: dict[Use, frozenset[fx.Node]] = field(default_factory=dict)
-    shared: tuple[Use, ...] = ()
+    uses: dict[str, tuple[Use, ...]] = field(default_factory=dict)
     refusal: str = ""
 
     @property
@@ -76,10 +76,11 @@ class _Finder:
 
     def core(self, parts: Operands) -> Core | None:
         """The core with its heads, or None if what lies around is no attention."""
+        selected = self._selected(parts)
         candidates = {
             leaf
             for leaf in leaves(parts.probabilities)
-            if leaf not in parts.keys and self._may_be_heads(leaf, parts)
+            if leaf not in parts.keys and (leaf in selected or self._may_be_heads(leaf, parts))
         }
         projections = {
             "query": self._projections(parts.query, candidates),
@@ -88,22 +89,23 @@ class _Finder:
         }
         carried = {
             leaf
-            for role in ("query", "key")
-            for weight, _ in projections[role]
+            for pairs in projections.values()
+            for weight, _ in pairs
             for leaf in self.axis_map.axes(weight)
         }
         heads = tuple(
             leaf
             for leaf in dict.fromkeys(leaves(parts.probabilities))
-            if leaf in candidates and leaf in carried
+            if leaf in candidates and leaf in carried | selected
         )
         occurring = [leaf for leaf in leaves(parts.probabilities) if leaf in heads]
         if not heads or len(occurring) > len(heads):  # a leaf that is paired with itself
             return self._headless(parts, candidates, projections)
-        ends = self._ends(parts, set(heads))
-        heads = self._ended_by_weights(heads, ends) or self._without_rows(heads, parts)
+        ended = self._ended_by_weights(heads, self._ends(parts, set(heads)))
+        heads = ended or self._without_rows(heads, parts)
         if not heads:
             return self._headless(parts, set(), projections)
+        ends = self._ends(parts, set(heads))
         refusal = ""
         if not all(set(heads) & self.axis_map.axes(context) for context in parts.context):
             refusal = "its heads are mixed with each other between the scores and the values"
@@ -113,14 +115,30 @@ class _Finder:
             heads=heads,
             head_dim_factors=_carrying(parts.probabilities, set(heads)),
             head_dim=parts.head_dim,
-            key_axes=frozenset(x for w, _ in projections["key"] for x in self.axis_map.axes(w)),
+            shared_axes=frozenset(
+                axis
+                for role in ("key", "value")
+                for weight, _ in projections[role]
+                for axis in self.axis_map.axes(weight)
+            ),
             is_cross=self._is_cross(parts),
             projections=projections,
-            ends=tuple((n, c) for n, c in ends if set(leaves(c.dim)) & set(heads)),
+            ends=tuple(ends),
             side=self._side(projections, set(heads), ends),
-            shared=_uses(parts.scores, parts.key) + _uses(parts.context, parts.value),
+            uses={
+                "query": _uses(parts.scores, parts.query),
+                "key": _uses(parts.scores, parts.key),
+                "value": _uses(parts.context, parts.value),
+            },
             refusal=refusal,
         )
+
+    def _selected(self, parts: Operands) -> set[Axis]:
+        """The free leaves along which the core selects from its operands, or did so before."""
+        own = _uses(parts.scores, [*parts.query, *parts.key]) + _uses(parts.context, parts.value)
+        dims = (dim for use in own for dim in self.axis_map.selected.get(use, ()))
+        found = self.weights.picked.union(leaf for dim in dims for leaf in leaves(dim))
+        return {leaf for leaf in found if not leaf.block}
 
     def _may_be_heads(self, leaf: Axis, parts: Operands) -> bool:
         """Whether a projection brings the leaf in, or a learned query has it."""
@@ -170,7 +188,7 @@ class _Finder:
             heads=(),
             head_dim_factors=(),
             head_dim=parts.head_dim,
-            key_axes=frozenset(),
+            shared_axes=frozenset(),
             is_cross=self._is_cross(parts),
             projections=projections,
             refusal=reason,

@@ -32,11 +32,11 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def coupled(tmp_path_factory):
-    """A model whose heads are coupled by a norm over all of them."""
-    from transformers import Olmo2Config, Olmo2ForCausalLM
+    """A model whose heads are coupled by a norm over the context of all of them."""
+    from transformers import BitNetConfig, BitNetForCausalLM
 
-    folder = tmp_path_factory.mktemp("olmo2")
-    Olmo2ForCausalLM(Olmo2Config(**TINY, num_attention_heads=6)).save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("bitnet")
+    BitNetForCausalLM(BitNetConfig(**TINY, num_attention_heads=6)).save_pretrained(folder)
     return folder
 
 
@@ -55,7 +55,7 @@ def test_inspect_says_why_a_site_is_refused(coupled):
     assert done.exit_code == 0, done.output
     assert "2 sites, 0 prunable with 0 heads" in done.stdout
     assert "refused: model.layers.0.self_attn: " in done.stdout
-    assert "self_attn.k_norm" in done.stdout
+    assert "self_attn.attn_sub_norm" in done.stdout
 
 
 def test_prune_saves_a_program_and_its_plan(llama, tmp_path):

@@ -99,12 +99,12 @@ def test_architecture_otherwise(name, attn, dynamic):
     _check_architecture(name, attn, dynamic)
 
 
-def test_olmo2_is_refused_with_its_reason():
-    model, inputs = build("olmo2", "sdpa")
+def test_bitnet_is_refused_with_its_reason():
+    model, inputs = build("bitnet", "sdpa")
     said = (
-        "Olmo2ForCausalLM has attention, but none of it can be pruned:\n"
-        "  model.layers.0.self_attn: mean (mean_1 in model.layers.0.self_attn.k_norm) reads the "
-        "head axis as a whole\n"
+        "BitNetForCausalLM has attention, but none of it can be pruned:\n"
+        "  model.layers.0.self_attn: mean (mean_1 in model.layers.0.self_attn.attn_sub_norm) reads "
+        "the head axis as a whole\n"
     )
     with pytest.raises(fxslim.UnsupportedSite, match=f"^{re.escape(said)}"):
         fxslim.compile(model, 0.5, inputs)

@@ -98,8 +98,11 @@ class Attention(nn.Module):
             self.talk = nn.Linear(heads, heads, bias=False)
         elif spec.coupling == "layer_norm":
             self.norm = nn.LayerNorm(inner)
-        elif spec.coupling == "flat_query_norm":
-            self.norm = nn.LayerNorm(heads * (spec.head_dim + 2 * (spec.projection == "latent")))
+        elif spec.coupling in ("flat_query_norm", "flat_key_norm"):
+            own = heads if spec.coupling == "flat_query_norm" else spec.kv_heads
+            self.norm = nn.LayerNorm(own * (spec.head_dim + 2 * (spec.projection == "latent")))
+        elif spec.coupling == "layer_over_values":
+            self.over_values = nn.Linear(spec.kv_heads * d, 3)
         if spec.coupling in ("mean", "sum"):
             inner = d
         if spec.output in ("matmul", "addmm", "einsum"):
@@ -123,6 +126,7 @@ class Attention(nn.Module):
         spec = self.spec
         q, k, v = self.project(x, memory)
         q, k = self._normed(q, k)
+        beside = self._beside(k, v)
         if spec.rotary != "none":
             q = rotate(q, self.frequencies, spec.rotary)
             k = rotate(k, self.frequencies, spec.rotary)
@@ -134,14 +138,15 @@ class Attention(nn.Module):
             extra = context
         if self.mask is not None:
             context = context * self.mask[:, None, None]
-        return self._output(context, x), extra
+        return self._output(context, x), beside if extra is None else extra
 
     # -------------------------------------------------------------------------------- before it
 
     def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         if self.spec.coupling == "flat_query_norm":
-            flat = q.transpose(1, 2).flatten(2)
-            q = self.norm(flat).view(*flat.shape[:2], q.shape[1], q.shape[3]).transpose(1, 2)
+            q = self._over_heads(q)
+        elif self.spec.coupling == "flat_key_norm":
+            k = self._over_heads(k)
         match self.spec.norm:
             case "layer":
                 return self.q_norm(q), self.k_norm(k)
@@ -150,6 +155,17 @@ class Attention(nn.Module):
             case "cosine":
                 return F.normalize(q, dim=-1) * self.temperature.exp(), F.normalize(k, dim=-1)
         return q, k
+
+    def _over_heads(self, x: Tensor) -> Tensor:
+        """(batch, heads, length, d) normalised over all heads."""
+        flat = x.transpose(1, 2).flatten(2)
+        return self.norm(flat).view(*flat.shape[:2], x.shape[1], x.shape[3]).transpose(1, 2)
+
+    def _beside(self, k: Tensor, v: Tensor) -> Tensor | None:
+        """What is made of keys and values beside the attention."""
+        if self.spec.coupling == "layer_over_values":
+            return self.over_values(v.transpose(1, 2).flatten(2)).sigmoid()
+        return k if self.spec.coupling == "cached" else None
 
     def _spread(self, x: Tensor) -> Tensor:
         """Each KV head for all of its query heads."""

@@ -69,6 +69,14 @@ class Shared(nn.Module):
         return x
 
 
+class FlatQueryNorm(SplitHeads):
+    """A norm over the merged heads of the queries (OLMo 2): each head's scale is all heads'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Sequential(nn.Linear(WIDTH, INNER), nn.RMSNorm(INNER))
+
+
 class Experts(nn.Module):
     """A dense mixture of experts: the softmax of the router is no attention."""
 
@@ -132,6 +140,12 @@ class SqueezeExcite(nn.Module):
 
 
 @expects(attentions=2, prunable=2)
+def flat_query_norm() -> Example:
+    """A norm over the queries of all heads."""
+    return Stack(lambda: Layer(FlatQueryNorm())), (hidden_states(),)
+
+
+@expects(attentions=2, prunable=2)
 def parallel() -> Example:
     """GPT-J's arrangement."""
     return Stack(Parallel, embed=True), (token_ids(),)
@@ -180,6 +194,7 @@ def class_scores() -> Example:
 
 
 ENTRIES: tuple[Entry, ...] = (
+    flat_query_norm,
     albert,
     class_scores,
     experts,

@@ -45,14 +45,6 @@ class NormOverHeads(SplitHeads):
         self.output = nn.Sequential(nn.LayerNorm(INNER), nn.Linear(INNER, WIDTH))
 
 
-class FlatQueryNorm(SplitHeads):
-    """A norm over the merged heads of the queries (OLMo 2): each head's scale is all heads'."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query = nn.Sequential(nn.Linear(WIDTH, INNER), nn.RMSNorm(INNER))
-
-
 class SoftmaxOverHeads(SplitHeads):
     """Heads that compete: the weights are normalised over the heads as well."""
 
@@ -112,12 +104,6 @@ def norm_over_heads() -> Example:
 
 
 @expects(attentions=2, prunable=0)
-def flat_query_norm() -> Example:
-    """A norm over the queries of all heads."""
-    return Stack(lambda: Layer(FlatQueryNorm())), (hidden_states(),)
-
-
-@expects(attentions=2, prunable=0)
 def softmax_over_heads() -> Example:
     """Weights divided by their sum over the heads."""
     return Stack(lambda: Layer(SoftmaxOverHeads())), (hidden_states(),)
@@ -143,7 +129,6 @@ def one_of_three() -> Example:
 
 
 ENTRIES: tuple[Entry, ...] = (
-    flat_query_norm,
     norm_over_heads,
     one_of_three,
     returned_weights,
