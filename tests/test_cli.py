@@ -36,7 +36,8 @@ def coupled(tmp_path_factory):
     from transformers import BitNetConfig, BitNetForCausalLM
 
     folder = tmp_path_factory.mktemp("bitnet")
-    BitNetForCausalLM(BitNetConfig(**TINY, num_attention_heads=6)).save_pretrained(folder)
+    config = BitNetConfig(**TINY, num_attention_heads=6, num_key_value_heads=6)
+    BitNetForCausalLM(config).save_pretrained(folder)
     return folder
 
 
