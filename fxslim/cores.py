@@ -17,6 +17,7 @@ from fxslim.analysis import AxisMap, Use
 from fxslim.axes import Axis, Dim, leaves, resolve
 from fxslim.calls import Contraction
 from fxslim.follow import closure, operands_with, sums
+from fxslim.heads import head_dim_of, heads_brought_in, heads_ended, heads_selected
 from fxslim.operands import Operands, find_operands
 from fxslim.weights import Weights
 
@@ -76,12 +77,8 @@ class _Finder:
 
     def core(self, parts: Operands) -> Core | None:
         """The core with its heads, or None if what lies around is no attention."""
-        selected = self._selected(parts)
-        candidates = {
-            leaf
-            for leaf in leaves(parts.probabilities)
-            if leaf not in parts.keys and (leaf in selected or self._may_be_heads(leaf, parts))
-        }
+        selected = heads_selected(self.axis_map, self.weights, parts)
+        candidates = heads_brought_in(self.axis_map, self.weights, parts) | selected
         projections = {
             "query": self._projections(parts.query, candidates),
             "key": self._projections(parts.key, candidates),
@@ -101,8 +98,8 @@ class _Finder:
         occurring = [leaf for leaf in leaves(parts.probabilities) if leaf in heads]
         if not heads or len(occurring) > len(heads):  # a leaf that is paired with itself
             return self._headless(parts, candidates, projections)
-        ended = self._ended_by_weights(heads, self._ends(parts, set(heads)))
-        heads = ended or self._without_rows(heads, parts)
+        ends = self._ends(parts, set(heads))
+        heads = heads_ended(self.axis_map, self.weights, parts, heads, ends)
         if not heads:
             return self._headless(parts, set(), projections)
         ends = self._ends(parts, set(heads))
@@ -114,7 +111,7 @@ class _Finder:
             context=tuple(parts.context),
             heads=heads,
             head_dim_factors=_carrying(parts.probabilities, set(heads)),
-            head_dim=parts.head_dim,
+            head_dim=head_dim_of(self.weights, parts),
             shared_axes=frozenset(
                 axis
                 for role in ("key", "value")
@@ -125,28 +122,8 @@ class _Finder:
             projections=projections,
             ends=tuple(ends),
             side=self._side(projections, set(heads), ends),
-            uses={
-                "query": _uses(parts.scores, parts.query),
-                "key": _uses(parts.scores, parts.key),
-                "value": _uses(parts.context, parts.value),
-            },
+            uses=parts.uses,
             refusal=refusal,
-        )
-
-    def _selected(self, parts: Operands) -> set[Axis]:
-        """The free leaves along which the core selects from its operands, or did so before."""
-        own = _uses(parts.scores, [*parts.query, *parts.key]) + _uses(parts.context, parts.value)
-        dims = (dim for use in own for dim in self.axis_map.selected.get(use, ()))
-        found = self.weights.picked.union(leaf for dim in dims for leaf in leaves(dim))
-        return {leaf for leaf in found if not leaf.block}
-
-    def _may_be_heads(self, leaf: Axis, parts: Operands) -> bool:
-        """Whether a projection brings the leaf in, or a learned query has it."""
-        if leaf in self.weights.produced:
-            return True
-        return any(
-            self.weights.is_weight(node) and leaf in self.axis_map.axes(node)
-            for node in parts.query
         )
 
     def _projections(
@@ -253,23 +230,6 @@ class _Finder:
                     stack.append(user)
         return sorted(found.values(), key=lambda end: self.order[end[0]])
 
-    def _ended_by_weights(self, heads: tuple[Axis, ...], ends: list[End]) -> tuple[Axis, ...]:
-        """The leaves that output projections sum over (others are lengths made by a projection)."""
-        summed = {
-            leaf
-            for node, contraction in ends
-            if self.weights.summed_with(node, contraction) is not None
-            for leaf in leaves(contraction.dim)
-        }
-        return tuple(leaf for leaf in heads if leaf in summed)
-
-    def _without_rows(self, heads: tuple[Axis, ...], parts: Operands) -> tuple[Axis, ...]:
-        """The leaves without the positions of a learned query, which keys and values lack."""
-        learned = (self.axis_map.axes(n) for n in parts.query if self.weights.sources.get(n))
-        others = (self.axis_map.axes(n) for n in (*parts.key, *parts.value))
-        rows = set().union(*learned) - set().union(*others)
-        return tuple(leaf for leaf in heads if leaf not in rows)
-
     def _side(
         self,
         projections: dict[str, list[tuple[fx.Node, fx.Node]]],
@@ -296,10 +256,6 @@ class _Finder:
                 if {x for d in self.axis_map.seen_by(node, operand) for x in leaves(d)} & heads:
                     found[node, operand] = frozenset(closure([operand], back))
         return found
-
-
-def _uses(users: Iterable[fx.Node], operands: Iterable[fx.Node]) -> tuple[Use, ...]:
-    return tuple((user, n) for user in users for n in operands if n in user.all_input_nodes)
 
 
 def _carrying(dim: Dim, axes: set[Axis]) -> Dim:
