@@ -66,21 +66,28 @@ def _freed(
 
     A norm over all heads of the queries, a layer over the values, a cache that is an output: what
     the attention selects its heads from stays whole.  `select_at` gets the uses at which it does.
+    Selections that free every head axis come before those that free query heads only.
     """
-    for roles in ROLES:
-        refused = {name for site in located.sites if not site.prunable for name in site.cores}
-        uses = operands_of(cores, roles, refused)
-        if not uses:
-            continue
-        trial, _ = _located(program, select_at | dict.fromkeys(uses))
-        free = {name for site in trial.sites if site.prunable for name in site.cores} & refused
-        if free:
-            select_at.update(dict.fromkeys(operands_of(cores, roles, free)))
-            before = {attention.site.cores: attention.site for attention in located.attentions}
-            result, cores = _located(program, select_at)
-            attentions = (_as_projected(a, before.get(a.site.cores)) for a in result.attentions)
-            located = Located(result.axis_map, tuple(attentions))
-    return located, cores
+    refused = {name for site in located.sites if not site.prunable for name in site.cores}
+    refused &= {core.node.name for core in cores if core.heads}
+    freed, partly = dict[str, set[Use]](), dict[str, set[Use]]()
+    for roles in ROLES if refused else ():
+        uses = {n: operands_of(cores, roles, {n}) for n in refused - freed.keys()} | freed
+        trial, _ = _located(program, select_at | dict.fromkeys(set().union(*uses.values())))
+        for attention in trial.attentions:
+            names = refused.intersection(attention.site.cores) if attention.site.prunable else ()
+            blocked = any(axis.block for head in attention.heads for axis in head)
+            for name in names:
+                (partly if blocked else freed).setdefault(name, uses[name])
+        if refused == freed.keys():
+            break
+    if not freed and not partly:
+        return located, cores
+    select_at.update(dict.fromkeys(set().union(*(partly | freed).values())))
+    before = {attention.site.cores: attention.site for attention in located.attentions}
+    result, cores = _located(program, select_at)
+    attentions = (_as_projected(a, before.get(a.site.cores)) for a in result.attentions)
+    return Located(result.axis_map, tuple(attentions)), cores
 
 
 def _as_projected(attention: Attention, before: AttentionSite | None) -> Attention:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fxslim
-from tests.models import HEAD_DIM, HEADS, WIDTH, Attention, example, merge, split
+from tests.models import HEAD_DIM, HEADS, WIDTH, Attention, example, grouped_core, merge, split
 from tests.zoo.reference import call_of, compare, without_heads
 
 INNER = HEADS * HEAD_DIM
@@ -127,3 +127,21 @@ def test_a_norm_over_the_context_is_refused_as_before():
 
     (site,) = fxslim.find_attention(fxslim.capture(ContextNorm(), example()))
     assert site.reason == "layer_norm (layer_norm in norm) normalises over all of the head axis"
+
+
+def test_grouped_heads_are_selected_so_that_their_keys_and_values_go_too():
+    """With the queries alone selected, only query heads could go, and no values."""
+
+    class Grouped(Attention):
+        def __init__(self):
+            super().__init__(kv_heads=2, core=grouped_core)
+            self.q_norm, self.k_norm = nn.LayerNorm(INNER), nn.LayerNorm(2 * HEAD_DIM)
+
+        def heads(self, x):
+            return split(self.q_norm(self.q(x))), split(self.k_norm(self.k(x))), split(self.v(x))
+
+    program = fxslim.capture(Grouped(), example())
+    (site,) = fxslim.find_attention(program)
+    assert (site.kind, site.num_kv_heads, site.unit) == ("gqa", 2, ((0, 1), (2, 3)))
+    slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: [2, 3]}, 0.5))
+    assert slim.get_parameter("v.weight").shape == (HEAD_DIM, WIDTH)
