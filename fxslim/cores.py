@@ -86,8 +86,8 @@ class _Finder:
         }
         carried = {
             leaf
-            for pairs in projections.values()
-            for weight, _ in pairs
+            for role in ("query", "key")
+            for weight, _ in projections[role]
             for leaf in self.axis_map.axes(weight)
         }
         heads = tuple(
