@@ -17,6 +17,7 @@ from fxslim.analysis import AxisMap, Use
 from fxslim.axes import Axis, Dim, leaves, resolve
 from fxslim.calls import Contraction
 from fxslim.follow import closure, operands_with, sums
+from fxslim.heads import head_dim_of, heads_brought_in, heads_ended, heads_selected
 from fxslim.operands import Operands, find_operands
 from fxslim.weights import Weights
 
@@ -34,11 +35,11 @@ class Core:
         context: the nodes that sum probabilities times values over the key length.
         heads: the head axes, outer to inner.
         head_dim_factors: the factors of the probabilities that carry them.
-        key_axes: the axes of the key's weights.
+        shared_axes: the axes of the weights of keys and values, which query heads may share.
         projections: for query, key and value, (weight, product) pairs.
         ends: where the heads of the context are summed over.
         side: uses of operands that join in from the side and carry heads, with their ancestors.
-        shared: uses of keys by the scores and of values by the context.
+        uses: where queries and keys (by the scores) and values (by the context) are used.
         refusal: why its heads cannot be told apart; empty if they can.
     """
 
@@ -47,12 +48,12 @@ class Core:
     heads: tuple[Axis, ...]
     head_dim_factors: Dim
     head_dim: int
-    key_axes: frozenset[Axis]
+    shared_axes: frozenset[Axis]
     is_cross: bool
     projections: dict[str, list[tuple[fx.Node, fx.Node]]]
     ends: tuple[End, ...] = ()
     side: dict[Use, frozenset[fx.Node]] = field(default_factory=dict)
-    shared: tuple[Use, ...] = ()
+    uses: dict[str, tuple[Use, ...]] = field(default_factory=dict)
     refusal: str = ""
 
     @property
@@ -76,11 +77,8 @@ class _Finder:
 
     def core(self, parts: Operands) -> Core | None:
         """The core with its heads, or None if what lies around is no attention."""
-        candidates = {
-            leaf
-            for leaf in leaves(parts.probabilities)
-            if leaf not in parts.keys and self._may_be_heads(leaf, parts)
-        }
+        selected = heads_selected(self.axis_map, self.weights, parts)
+        candidates = heads_brought_in(self.axis_map, self.weights, parts) | selected
         projections = {
             "query": self._projections(parts.query, candidates),
             "key": self._projections(parts.key, candidates),
@@ -95,15 +93,16 @@ class _Finder:
         heads = tuple(
             leaf
             for leaf in dict.fromkeys(leaves(parts.probabilities))
-            if leaf in candidates and leaf in carried
+            if leaf in candidates and leaf in carried | selected
         )
         occurring = [leaf for leaf in leaves(parts.probabilities) if leaf in heads]
         if not heads or len(occurring) > len(heads):  # a leaf that is paired with itself
             return self._headless(parts, candidates, projections)
         ends = self._ends(parts, set(heads))
-        heads = self._ended_by_weights(heads, ends) or self._without_rows(heads, parts)
+        heads = heads_ended(self.axis_map, self.weights, parts, heads, ends)
         if not heads:
             return self._headless(parts, set(), projections)
+        ends = self._ends(parts, set(heads))
         refusal = ""
         if not all(set(heads) & self.axis_map.axes(context) for context in parts.context):
             refusal = "its heads are mixed with each other between the scores and the values"
@@ -112,23 +111,19 @@ class _Finder:
             context=tuple(parts.context),
             heads=heads,
             head_dim_factors=_carrying(parts.probabilities, set(heads)),
-            head_dim=parts.head_dim,
-            key_axes=frozenset(x for w, _ in projections["key"] for x in self.axis_map.axes(w)),
+            head_dim=head_dim_of(self.weights, parts),
+            shared_axes=frozenset(
+                axis
+                for role in ("key", "value")
+                for weight, _ in projections[role]
+                for axis in self.axis_map.axes(weight)
+            ),
             is_cross=self._is_cross(parts),
             projections=projections,
-            ends=tuple((n, c) for n, c in ends if set(leaves(c.dim)) & set(heads)),
+            ends=tuple(ends),
             side=self._side(projections, set(heads), ends),
-            shared=_uses(parts.scores, parts.key) + _uses(parts.context, parts.value),
+            uses=parts.uses,
             refusal=refusal,
-        )
-
-    def _may_be_heads(self, leaf: Axis, parts: Operands) -> bool:
-        """Whether a projection brings the leaf in, or a learned query has it."""
-        if leaf in self.weights.produced:
-            return True
-        return any(
-            self.weights.is_weight(node) and leaf in self.axis_map.axes(node)
-            for node in parts.query
         )
 
     def _projections(
@@ -138,7 +133,10 @@ class _Finder:
         if not axes:
             return []
         found = []
-        carrying = lambda n: operands_with(self.axis_map, n, axes)  # noqa: E731
+
+        def carrying(node: fx.Node) -> Iterable[fx.Node]:
+            return operands_with(self.axis_map, node, axes)
+
         for node in closure(operands, carrying):
             for contraction in self.axis_map.contractions.get(node, ()):
                 if self.weights.brought_in(node, contraction) & axes:
@@ -167,7 +165,7 @@ class _Finder:
             heads=(),
             head_dim_factors=(),
             head_dim=parts.head_dim,
-            key_axes=frozenset(),
+            shared_axes=frozenset(),
             is_cross=self._is_cross(parts),
             projections=projections,
             refusal=reason,
@@ -181,15 +179,6 @@ class _Finder:
             return f"its heads cannot be followed through {unruled.where}: {unruled.why}"
         if candidates:
             return "its heads are mixed with each other between the query and the scores"
-        contracted = {
-            leaf
-            for contractions in self.axis_map.contractions.values()
-            for contraction in contractions
-            if self.weights.is_weight(contraction.operand)
-            for leaf in leaves(contraction.dim)
-        }
-        if (contracted - parts.keys) & set(leaves(parts.probabilities)):
-            return "no output projection ends its heads: they are channels of the residual stream"
         return "there is one head only, so there is no head axis to cut"
 
     def _is_projected(self, operand: fx.Node) -> bool:
@@ -211,7 +200,10 @@ class _Finder:
             return False
         source = self._input_of(query)
         start = self.order[source]
-        later = lambda n: (x for x in graph.tensor_inputs(n) if self.order[x] >= start)  # noqa: E731
+
+        def later(node: fx.Node) -> Iterable[fx.Node]:
+            return (n for n in graph.tensor_inputs(node) if self.order[n] >= start)
+
         return source not in closure([self._input_of(key)], later)
 
     def _input_of(self, operand: fx.Node) -> fx.Node:
@@ -238,23 +230,6 @@ class _Finder:
                     stack.append(user)
         return sorted(found.values(), key=lambda end: self.order[end[0]])
 
-    def _ended_by_weights(self, heads: tuple[Axis, ...], ends: list[End]) -> tuple[Axis, ...]:
-        """The leaves that output projections sum over (others are lengths made by a projection)."""
-        summed = {
-            leaf
-            for node, contraction in ends
-            if self.weights.summed_with(node, contraction) is not None
-            for leaf in leaves(contraction.dim)
-        }
-        return tuple(leaf for leaf in heads if leaf in summed)
-
-    def _without_rows(self, heads: tuple[Axis, ...], parts: Operands) -> tuple[Axis, ...]:
-        """The leaves without the positions of a learned query, which keys and values lack."""
-        learned = (self.axis_map.axes(n) for n in parts.query if self.weights.sources.get(n))
-        others = (self.axis_map.axes(n) for n in (*parts.key, *parts.value))
-        rows = set().union(*learned) - set().union(*others)
-        return tuple(leaf for leaf in heads if leaf not in rows)
-
     def _side(
         self,
         projections: dict[str, list[tuple[fx.Node, fx.Node]]],
@@ -268,6 +243,9 @@ class _Finder:
         def after(node: fx.Node) -> Iterable[fx.Node]:
             return (u for u in node.users if u not in last and self.axis_map.axes(u) & heads)
 
+        def back(node: fx.Node) -> Iterable[fx.Node]:
+            return operands_with(self.axis_map, node, heads)
+
         region = closure(products, after)
         found: dict[Use, frozenset[fx.Node]] = {}
         for node in region:
@@ -276,13 +254,8 @@ class _Finder:
                 if operand in region or operand in contracted or node in products:
                     continue
                 if {x for d in self.axis_map.seen_by(node, operand) for x in leaves(d)} & heads:
-                    back = lambda n: operands_with(self.axis_map, n, heads)  # noqa: E731
                     found[node, operand] = frozenset(closure([operand], back))
         return found
-
-
-def _uses(users: Iterable[fx.Node], operands: Iterable[fx.Node]) -> tuple[Use, ...]:
-    return tuple((user, n) for user in users for n in operands if n in user.all_input_nodes)
 
 
 def _carrying(dim: Dim, axes: set[Axis]) -> Dim:

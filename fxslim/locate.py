@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from torch import fx, nn
 
-from fxslim.analysis import AxisMap, Use, analyse
-from fxslim.axes import Axis, leaves, resolve
-from fxslim.calls import Contraction
+from fxslim.analysis import Use, analyse
+from fxslim.axes import Axis
 from fxslim.cores import Core, find_cores
 from fxslim.parts import parts_of
+from fxslim.selecting import ROLES, operands_of, read_beside, repeated, side_operands
 from fxslim.site_builder import SiteBuilder
 from fxslim.sites import Attention, AttentionSite, Located, Unit
 from fxslim.weights import Weights
@@ -44,17 +44,67 @@ def locate(program: fx.GraphModule, *, unit: Unit = "group") -> Located:
     """Find every attention, selecting from shared side operands where sites would be coupled."""
     select_at: dict[Use, int | None] = {}
     located, cores = _located(program, select_at)
+    if not all(site.prunable for site in located.sites):
+        located, cores = _freed(program, located, cores, select_at)
     if unit != "any":
         return located
-    repeated = {
+    places = {
         use: dimension
         for attention in located.attentions
-        for use, dimension in _repeated(located.axis_map, attention, cores).items()
+        for use, dimension in repeated(located.axis_map, attention, cores).items()
     }
-    if not repeated:
+    if not places:
         return located
-    single, _ = _located(program, select_at | repeated)
+    single, _ = _located(program, select_at | places)
     return Located(single.axis_map, tuple(map(_as_grouped, single.attentions, located.attentions)))
+
+
+def _freed(
+    program: fx.GraphModule, located: Located, cores: list[Core], select_at: dict[Use, int | None]
+) -> tuple[Located, list[Core]]:
+    """The attentions, with those freed that need only select what something else reads, too.
+
+    A layer over the values, a cache that is an output: what the attention selects its heads from
+    stays whole.  `select_at` gets the uses at which it does.  Selections that free every head axis
+    come before those that free query heads only.
+    """
+    refused = {name for site in located.sites if not site.prunable for name in site.cores}
+    refused &= {core.node.name for core in cores if core.heads and read_beside(core)}
+    freed, partly = dict[str, set[Use]](), dict[str, set[Use]]()
+    for roles in ROLES if refused else ():
+        uses = {n: operands_of(cores, roles, {n}) for n in refused - freed.keys()} | freed
+        trial, _ = _located(program, select_at | dict.fromkeys(set().union(*uses.values())))
+        for attention in trial.attentions:
+            names = refused.intersection(attention.site.cores) if attention.site.prunable else ()
+            blocked = any(axis.block for head in attention.heads for axis in head)
+            for name in names:
+                (partly if blocked else freed).setdefault(name, uses[name])
+        if refused == freed.keys():
+            break
+    if not freed and not partly:
+        return located, cores
+    select_at.update(dict.fromkeys(set().union(*(partly | freed).values())))
+    before = {attention.site.cores: attention.site for attention in located.attentions}
+    result, cores = _located(program, select_at)
+    attentions = (_as_projected(a, before.get(a.site.cores)) for a in result.attentions)
+    return Located(result.axis_map, tuple(attentions)), cores
+
+
+def _as_projected(attention: Attention, before: AttentionSite | None) -> Attention:
+    """An attention that selects from its operands, with what is known of where they come from."""
+    site = attention.site
+    if before is None or not site.prunable or site.num_heads != before.num_heads:
+        return attention
+    site = replace(
+        attention.site,
+        kind=before.kind,
+        is_cross=before.is_cross,
+        num_kv_heads=before.num_kv_heads,
+        query=before.query,
+        key=before.key,
+        value=before.value,
+    )
+    return replace(attention, site=site)
 
 
 def _located(
@@ -65,33 +115,13 @@ def _located(
         axis_map = analyse(program, select_at)
         weights = Weights(axis_map)
         cores = find_cores(axis_map, weights)
-        new = _uses_to_select(axis_map, cores) - select_at.keys()
+        new = side_operands(axis_map, cores) - select_at.keys()
         if not new:
             break
         select_at.update(dict.fromkeys(new))
     groups = _by_output(cores)
     attentions = [SiteBuilder(axis_map, weights, group, cores).build() for group in groups]
     return Located(axis_map, tuple(_couple(_number(attentions)))), cores
-
-
-def _repeated(
-    axis_map: AxisMap, attention: Attention, cores: Sequence[Core]
-) -> dict[Use, int | None]:
-    """Where keys and values are used that are repeated for every query head, and along what."""
-    if attention.within is None:
-        return {}
-    heads = {attention.units[0], attention.within}
-    found: dict[Use, int | None] = {}
-    for core in cores:
-        if core.node.name not in attention.site.cores:
-            continue
-        for user, operand in core.shared:
-            dims = enumerate(axis_map.seen_by(user, operand))
-            place = next((d for d, dim in dims if set(resolve(dim)) == heads), None)
-            if place is None:
-                return {}  # the query heads of a group have a dimension of their own
-            found[user, operand] = place
-    return found
 
 
 def _as_grouped(single: Attention, grouped: Attention) -> Attention:
@@ -104,55 +134,6 @@ def _as_grouped(single: Attention, grouped: Attention) -> Attention:
         value=grouped.site.value,
     )
     return replace(single, site=site)
-
-
-def _uses_to_select(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
-    """Operands that carry a site's heads, and that others share or read as a whole.
-
-    T5's position bias is owned by one layer and used by all: selecting where it is used leaves
-    every layer free to keep other heads.  Layers that share their weights stay together anyway.
-    A grouped convolution that has a group for each head ties the heads to its input's channels.
-    """
-    owners: dict[fx.Node, set[frozenset[fx.Node]]] = {}
-    for core in cores:
-        for ancestors in core.side.values():
-            for node in ancestors:
-                owners.setdefault(node, set()).add(core.weights)
-    chosen: set[Use] = set()
-    for core in cores:
-        readers = {leaf.block.where for leaf in core.heads if leaf.block}
-        for use, ancestors in core.side.items():
-            shared = any(len(owners[node]) > 1 for node in ancestors)
-            if shared or any(node.name in readers for node in _related(ancestors, cores)):
-                chosen.add(use)
-        if readers:
-            chosen |= _grouped_inputs(axis_map, core)
-    return chosen
-
-
-def _grouped_inputs(axis_map: AxisMap, core: Core) -> set[Use]:
-    """The inputs of projections that keep the heads in the product, as those with groups do."""
-    products = {product for pairs in core.projections.values() for _, product in pairs}
-    weights = {weight for pairs in core.projections.values() for weight, _ in pairs}
-    return {
-        (product, c.operand)
-        for product in products
-        for c in axis_map.contractions.get(product, ())
-        if c.operand not in weights
-        and (_leaves_of(axis_map, product, c) - set(leaves(c.dim))) & set(core.heads)
-    }
-
-
-def _leaves_of(axis_map: AxisMap, user: fx.Node, contraction: Contraction) -> set[Axis]:
-    """The leaves of the dimension of which `user` sums over some."""
-    dims = axis_map.seen_by(user, contraction.operand)
-    return set(leaves(dims[contraction.dimension]))
-
-
-def _related(ancestors: frozenset[fx.Node], cores: Sequence[Core]) -> frozenset[fx.Node]:
-    """`ancestors`, and those of the side operands made from the same values."""
-    sides = (other for core in cores for other in core.side.values())
-    return ancestors.union(*(other for other in sides if other & ancestors))
 
 
 def _by_output(cores: Sequence[Core]) -> list[list[Core]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxslim import graph
-from fxslim.analysis import AxisMap
+from fxslim.analysis import AxisMap, Use
 from fxslim.axes import Axis, Dim, members, size
 from fxslim.follow import closure, operands_with, summed_axes, sums
 from fxslim.rules import row_for
@@ -30,6 +30,18 @@ class Operands:
     context: list[fx.Node]
     keys: set[Axis]
     head_dim: int
+
+    @property
+    def uses(self) -> dict[str, tuple[Use, ...]]:
+        """Where queries and keys (by the scores) and values (by the context) are used."""
+        users = {"query": self.scores, "key": self.scores, "value": self.context}
+        operands = {"query": self.query, "key": self.key, "value": self.value}
+        return {
+            role: tuple(
+                (u, n) for u in users[role] for n in operands[role] if n in u.all_input_nodes
+            )
+            for role in users
+        }
 
 
 def find_operands(axis_map: AxisMap, weights: Weights) -> Iterator[Operands]:
@@ -80,8 +92,7 @@ class _Finder:
         if not dims:
             return None
         along = self.axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
-        others = [i for i in reversed(range(len(dims))) if i != along]
-        others = [i for i in others if dims[i]]
+        others = [i for i in reversed(range(len(dims))) if i != along and dims[i]]
         found = (self._summed_over(node, position) for position in (along, *others))
         operands = next((operands for operands in found if operands is not None), None)
         self.contexts.update(operands.context if operands else ())

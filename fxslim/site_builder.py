@@ -82,7 +82,7 @@ class SiteBuilder:
 
     def _unit(self, head: Head) -> Axis:
         """The axis along which a head is removed: the one its KV head has too, if that is free."""
-        carried = {leaf for core in self.cores for leaf in core.key_axes}
+        carried = {leaf for core in self.cores for leaf in core.shared_axes}
         free = [axis for axis in head if not axis.block]
         return max(free, key=lambda axis: (axis in carried, axis.size))
 

@@ -22,6 +22,7 @@ class Weights:
         sources: for each such node, the `get_attr` nodes of the parameters it is made from.
         products: those of them that are made by a product (a projected latent, a position network).
         produced: the leaves that a weight brings into some product: the outputs of projections.
+        picked: the leaves of constant indices, such as those that heads were selected by before.
         origins: for each leaf, the dims that hold it where values begin: of parameters, of what is
             created, and of operands that are selected from.
     """
@@ -43,7 +44,12 @@ class Weights:
             if self.is_weight(contraction.operand)
             for leaf in self.brought_in(node, contraction)
         }
-
+        self.picked = {
+            leaf
+            for node in axis_map.dims
+            if graph.constant(node) is not None
+            for leaf in self.axis_map.axes(node)
+        }
         self.origins: dict[Axis, list[Dim]] = {}
         begin = [axis_map.of(n) for n in axis_map.dims if not graph.tensor_inputs(n)]
         for dim in (dim for dims in (*begin, *axis_map.selected.values()) for dim in dims):

@@ -21,8 +21,8 @@ from tests.models import (
 from tests.zoo.reference import call_of, compare
 
 
-def sites_of(model):
-    return fxslim.find_attention(fxslim.capture(model, (example(),)))
+def sites_of(model, dynamic=True):
+    return fxslim.find_attention(fxslim.capture(model, (example(),), dynamic=dynamic))
 
 
 class Softmaxes(nn.Module):
@@ -225,3 +225,16 @@ def test_a_batch_that_learned_queries_are_expanded_to_is_no_head_axis():
 
     attention, *_ = fxslim.find_attention(fxslim.capture(Pooled(), example(), dynamic=False))
     assert (attention.kind, attention.num_heads, attention.num_kv_heads) == ("mqa", 2, 1)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_channels_that_are_attended_to_are_no_heads(dynamic):
+    """Cross-covariance attention: the scores are of channels with channels, summed over length."""
+
+    class Covariance(Attention):
+        def context(self, x):
+            q, k, v = (y.mT for y in self.heads(x))
+            return merge(((q @ k.mT).softmax(-1) @ v).mT)
+
+    (site,) = sites_of(Covariance(), dynamic=dynamic)
+    assert (site.kind, site.num_heads, site.head_dim) == ("mha", HEADS, HEAD_DIM)

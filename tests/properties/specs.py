@@ -44,7 +44,9 @@ class AttentionSpec:
         grouped = 1 < self.kv_heads < self.heads
         if grouped and self.projection == "interleaved" and self.tiled:
             return None  # a query head lies beside one KV head, and attends to another
-        return self.heads > 1 and self.coupling == "none"
+        if self.coupling in READ_ELSEWHERE and self.projection in ONE_WEIGHT:
+            return None  # queries, keys and values are cut together
+        return self.heads > 1 and self.coupling in ("none", *READ_ELSEWHERE)
 
     @property
     def tiled(self) -> bool:
@@ -126,6 +128,8 @@ COUPLINGS = [
     "layer_norm", "rms_norm", "talking_before", "talking_after", "probabilities", "max_of_scores",
     "cumsum", "sort", "mean", "sum", "roll", "flat_query_norm", "returned",
 ]  # fmt: skip
+ONE_WEIGHT = ["stacked", "interleaved"]
+READ_ELSEWHERE = ["layer_over_values", "cached"]
 
 
 def one_of(*values: object) -> st.SearchStrategy:
@@ -158,7 +162,7 @@ def attention_specs(draw, source: str) -> AttentionSpec:
         context_norm=draw(one_of(*["none"] * 8, "group", "per_head")),
         gate=draw(st.sampled_from(["none"] * 7 + GATES)),
         output=draw(st.sampled_from(OUTPUTS)),
-        coupling=draw(st.sampled_from(COUPLINGS)) if draw(one_of(*[False] * 3, True)) else "none",
+        coupling=draw(st.sampled_from(draw(one_of(["none"], ["none"], COUPLINGS, READ_ELSEWHERE)))),
         source=source,
     )
     return consistent(spec)
@@ -210,7 +214,8 @@ def specs(draw) -> Spec:
     """A model of one or two layers, with sizes that may coincide where nothing is symbolic."""
     layers = [draw(layer_specs()) for _ in range(draw(one_of(1, 1, 1, 2)))]
     first = layers[0].attention
-    dynamic = len(layers) == 1 and draw(one_of(*[False] * 5, True))
+    dynamic = len(layers) == 1 and draw(one_of(*[False] * 11, True))  # they take five times as long
+    read_elsewhere = any(layer.attention.coupling in READ_ELSEWHERE for layer in layers)
     calls = list(range(len(layers)))
     if not dynamic and draw(one_of(*[False] * 7, True)):
         calls.append(draw(st.sampled_from(calls)))
@@ -219,7 +224,7 @@ def specs(draw) -> Spec:
         layers=tuple(layers),
         calls=tuple(calls),
         pool=draw(attention_specs("latents")) if draw(one_of(*[False] * 9, True)) else None,
-        tied_queries=draw(one_of(False, False, False, True)),
+        tied_queries=draw(one_of(False, False, False, True)) and not read_elsewhere,
         dynamic=dynamic,
         batch=3 if dynamic else draw(st.integers(1, 4)),
         length=5 if dynamic else draw(st.integers(2, 6)),

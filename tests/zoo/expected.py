@@ -7,14 +7,11 @@ __all__ = ["NOT_PRUNABLE"]
 _FLAT_NORM = "queries and keys are normalised over all heads together"
 
 _CONTEXT_NORM = "the context is normalised over all heads before the projection"
-_READ_BESIDE = "another layer sums over the projected queries or values of all heads"
 
 NOT_PRUNABLE: dict[str, str] = {
     "bitnet": _CONTEXT_NORM,
     "bridgetower_vision_model": "its heads are 64 wide, so the tiny model has one",
-    "convbert": _READ_BESIDE,
     "deberta:talking_head": "the scores of the heads are mixed",
-    "doge": _READ_BESIDE,
     "esmc": _FLAT_NORM,
     "flex_olmo": _FLAT_NORM,
     "jetmoe": "each token's queries and outputs come from the experts it is routed to",

@@ -1,0 +1,114 @@
+"""Selecting: at which uses an attention selects its heads, because others need the operand whole.
+
+An operand that is selected from stays as wide as it is, and shares no axis with its other uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+
+from torch import fx
+
+from fxslim.analysis import AxisMap, Use
+from fxslim.axes import Axis, leaves, resolve
+from fxslim.calls import Contraction
+from fxslim.cores import Core
+from fxslim.follow import closure
+from fxslim.sites import Attention
+
+__all__ = ["ROLES", "operands_of", "read_beside", "repeated", "side_operands"]
+
+Roles = tuple[str, ...]
+
+ROLES: tuple[Roles, ...] = (
+    ("query",), ("key",), ("value",), ("query", "key"), ("query", "value"), ("key", "value"),
+)  # fmt: skip
+"""From which operands an attention may select its heads, fewest first."""
+
+
+def side_operands(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
+    """Operands that carry a site's heads, and that others share or read as a whole.
+
+    T5's position bias is owned by one layer and used by all: selecting where it is used leaves
+    every layer free to keep other heads.  Layers that share their weights stay together anyway.
+    A grouped convolution that has a group for each head ties the heads to its input's channels.
+    """
+    owners: dict[fx.Node, set[frozenset[fx.Node]]] = {}
+    for core in cores:
+        for ancestors in core.side.values():
+            for node in ancestors:
+                owners.setdefault(node, set()).add(core.weights)
+    chosen: set[Use] = set()
+    for core in cores:
+        readers = {leaf.block.where for leaf in core.heads if leaf.block}
+        for use, ancestors in core.side.items():
+            shared = any(len(owners[node]) > 1 for node in ancestors)
+            if shared or any(node.name in readers for node in _related(ancestors, cores)):
+                chosen.add(use)
+        if readers:
+            chosen |= _grouped_inputs(axis_map, core)
+    return chosen
+
+
+def _grouped_inputs(axis_map: AxisMap, core: Core) -> set[Use]:
+    """The inputs of projections that keep the heads in the product, as those with groups do."""
+    products = {product for pairs in core.projections.values() for _, product in pairs}
+    weights = {weight for pairs in core.projections.values() for weight, _ in pairs}
+    return {
+        (product, c.operand)
+        for product in products
+        for c in axis_map.contractions.get(product, ())
+        if c.operand not in weights
+        and (_leaves_of(axis_map, product, c) - set(leaves(c.dim))) & set(core.heads)
+    }
+
+
+def _leaves_of(axis_map: AxisMap, user: fx.Node, contraction: Contraction) -> set[Axis]:
+    """The leaves of the dimension of which `user` sums over some."""
+    dims = axis_map.seen_by(user, contraction.operand)
+    return set(leaves(dims[contraction.dimension]))
+
+
+def _related(ancestors: frozenset[fx.Node], cores: Sequence[Core]) -> frozenset[fx.Node]:
+    """`ancestors`, and those of the side operands made from the same values."""
+    sides = (other for core in cores for other in core.side.values())
+    return ancestors.union(*(other for other in sides if other & ancestors))
+
+
+def operands_of(cores: Iterable[Core], roles: Roles, names: Container[str]) -> set[Use]:
+    """Where the cores of these names use their queries, keys or values, as `roles` says."""
+    found = (core for core in cores if core.node.name in names and core.heads)
+    return {use for core in found for role in roles for use in core.uses[role]}
+
+
+def read_beside(core: Core) -> bool:
+    """Whether the heads are read as a whole by others only, not on their way to the attention.
+
+    A norm over all heads of the queries couples them: what one head is depends on all.  A value
+    that is returned is read by the caller.
+    """
+    readers = {leaf.block.where for leaf in core.heads if leaf.block}
+    operands = [operand for uses in core.uses.values() for _, operand in uses]
+    before = closure(operands, lambda node: node.all_input_nodes)
+    returned = set(core.node.graph.output_node().all_input_nodes)
+    return readers.isdisjoint(node.name for node in before if node not in returned)
+
+
+def repeated(
+    axis_map: AxisMap, attention: Attention, cores: Sequence[Core]
+) -> dict[Use, int | None]:
+    """Where keys and values are used that are repeated for every query head, and along what."""
+    if attention.within is None:
+        return {}
+    heads = {attention.units[0], attention.within}
+    found: dict[Use, int | None] = {}
+    for core in cores:
+        if core.node.name not in attention.site.cores:
+            continue
+        for user, operand in (*core.uses["key"], *core.uses["value"]):
+            dims = enumerate(axis_map.seen_by(user, operand))
+            place = next((d for d, dim in dims if set(resolve(dim)) == heads), None)
+            if place is None:
+                return {}  # the query heads of a group have a dimension of their own
+            found[user, operand] = place
+    return found

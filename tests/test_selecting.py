@@ -1,0 +1,145 @@
+"""Heads are selected where the attention uses them, if something else needs the operand whole."""
+
+import pytest
+import torch
+from torch import nn
+
+import fxslim
+from tests.models import HEAD_DIM, HEADS, WIDTH, Attention, example, grouped_core, merge, split
+from tests.zoo.reference import call_of, compare, without_heads
+
+INNER = HEADS * HEAD_DIM
+
+
+class QueryNorm(Attention):
+    """A norm over all heads of the queries."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(INNER)
+
+    def heads(self, x):
+        return split(self.norm(self.q(x))), split(self.k(x)), split(self.v(x))
+
+
+class LayerOverValues(Attention):
+    """A gate made by another call of the layer that projects the values."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(INNER, WIDTH)
+
+    def forward(self, x):
+        return super().forward(x) * self.gate(self.v(x)).sigmoid()
+
+
+class Shared(Attention):
+    """A layer over the very tensor of values that the attention sums."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(INNER, WIDTH)
+
+    def forward(self, x):
+        q, k, v = self.heads(x)
+        return self.o(merge(self.core(q, k, v))) * self.gate(merge(v)).sigmoid()
+
+
+class Cached(Attention):
+    """Keys and values are outputs, as those of a cache are."""
+
+    def forward(self, x):
+        q, k, v = self.heads(x)
+        return self.o(merge(self.core(q, k, v))), k
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("model", "whole"),
+    [
+        (LayerOverValues(), {"v", "gate"}),
+        (Shared(), {"v", "gate"}),
+        (Cached(), {"k"}),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_else_is_read_stays_whole(model, whole, dynamic):
+    program = fxslim.capture(model, example(), dynamic=dynamic)
+    (site,) = fxslim.find_attention(program)
+    assert site.prunable
+    assert (site.num_heads, site.num_kv_heads, site.kind) == (HEADS, HEADS, "mha")
+    assert [p.weight for p in (*site.query, *site.key)] == ["q.weight", "k.weight"]
+    plan = fxslim.PruningPlan({site.name: [0, 3]}, 0.5)
+    slim = fxslim.narrow(program, plan)
+    fxslim.verify(slim, fxslim.insert_head_masks(program), plan)
+    for call in (call_of((example(),)), *[call_of((example(2, 7),))] * dynamic):
+        reference = without_heads(model, [site], plan.kept)
+        assert compare(call.on(slim), call.on(reference)).relative < 1e-5
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    same = {n.split(".")[0] for n, p in slim.named_parameters() if p.numel() == sizes[n]}
+    assert whole <= same
+    assert not same & ({"q", "k", "v"} - whole)
+
+
+def test_a_slim_program_is_pruned_again():
+    model = LayerOverValues()
+    program = fxslim.capture(model, example())
+    once = fxslim.narrow(program, fxslim.PruningPlan({"attention": [0, 1, 3]}, 0.25))
+    (site,) = fxslim.find_attention(once)
+    assert site.num_heads == 3
+    twice = fxslim.narrow(once, fxslim.PruningPlan({"attention": [0, 2]}, 0.5))
+    reference = without_heads(model, fxslim.find_attention(program), {"attention": [0, 3]})
+    torch.testing.assert_close(twice(x := example(2, 7)), reference(x))
+
+
+def test_a_norm_over_all_heads_of_the_queries_couples_them():
+    (site,) = fxslim.find_attention(fxslim.capture(QueryNorm(), example()))
+    assert not site.prunable
+    assert site.reason == "layer_norm (layer_norm in norm) normalises over all of the head axis"
+
+
+def test_one_weight_for_all_three_is_refused():
+    class Stacked(Attention):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.gate = nn.Linear(WIDTH, 3 * INNER), nn.Linear(INNER, WIDTH)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_DIM)).unbind(-3)
+            context = self.core(*(t.transpose(1, 2) for t in (q, k, v)))
+            return self.o(merge(context)) * self.gate(v.flatten(-2))
+
+    (site,) = fxslim.find_attention(fxslim.capture(Stacked(), example()))
+    assert not site.prunable
+
+
+def test_a_norm_over_the_context_is_refused_as_before():
+    class ContextNorm(QueryNorm):
+        def heads(self, x):
+            return Attention.heads(self, x)
+
+        def context(self, x):
+            return self.norm(super().context(x))
+
+    (site,) = fxslim.find_attention(fxslim.capture(ContextNorm(), example()))
+    assert site.reason == "layer_norm (layer_norm in norm) normalises over all of the head axis"
+
+
+def test_grouped_heads_are_selected_so_that_their_keys_and_values_go_too():
+    """With the queries alone selected, only query heads could go, and no values."""
+
+    class Grouped(Attention):
+        def __init__(self):
+            super().__init__(kv_heads=2, core=grouped_core)
+            self.over_q, self.over_k = nn.Linear(INNER, WIDTH), nn.Linear(2 * HEAD_DIM, WIDTH)
+
+        def forward(self, x):
+            q, k, v = self.heads(x)
+            gate = self.over_q(merge(q)) + self.over_k(merge(k))
+            return self.o(merge(self.core(q, k, v))) * gate.sigmoid()
+
+    program = fxslim.capture(Grouped(), example())
+    (site,) = fxslim.find_attention(program)
+    assert (site.kind, site.num_kv_heads, site.unit) == ("gqa", 2, ((0, 1), (2, 3)))
+    slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: [2, 3]}, 0.5))
+    assert slim.get_parameter("v.weight").shape == (HEAD_DIM, WIDTH)
