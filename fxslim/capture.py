@@ -19,7 +19,7 @@ from fxslim.exporting import SYMBOLIC_LENGTHS, export, length_dims
 from fxslim.graph import fixed_size
 from fxslim.tidying import tidied
 
-__all__ = ["as_program", "capture", "capture_call", "check_model"]
+__all__ = ["as_program", "capture", "capture_call", "check_model", "without_cache"]
 
 
 def capture(
@@ -54,7 +54,9 @@ def capture_call(
 ) -> fx.GraphModule:
     """Capture what ``model(*args, **kwargs)`` does; see `capture`."""
     notes: list[str] = []
-    callee = _without_cache(model, kwargs, notes)
+    callee = without_cache(model, kwargs)
+    if callee is not model:
+        notes.append("called with use_cache=False: cached keys and values would be graph outputs")
     with _unchanged(model):
         exported = export(callee, args, kwargs, dynamic, notes)
     program = tidied(exported, model)
@@ -98,12 +100,11 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def _without_cache(model: nn.Module, kwargs: Mapping[str, Any], notes: list[str]) -> nn.Module:
+def without_cache(model: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
     """The model called without a key-value cache: a cache would make keys and values outputs."""
     parameters = inspect.signature(model.forward).parameters
     if "use_cache" not in parameters or "use_cache" in kwargs:
         return model
-    notes.append("called with use_cache=False: cached keys and values would be graph outputs")
     without = copy.copy(model)
     without.forward = functools.partial(model.forward, use_cache=False)
     return without

@@ -138,7 +138,10 @@ class _Finder:
         if not axes:
             return []
         found = []
-        carrying = lambda n: operands_with(self.axis_map, n, axes)  # noqa: E731
+
+        def carrying(node: fx.Node) -> Iterable[fx.Node]:
+            return operands_with(self.axis_map, node, axes)
+
         for node in closure(operands, carrying):
             for contraction in self.axis_map.contractions.get(node, ()):
                 if self.weights.brought_in(node, contraction) & axes:
@@ -181,15 +184,6 @@ class _Finder:
             return f"its heads cannot be followed through {unruled.where}: {unruled.why}"
         if candidates:
             return "its heads are mixed with each other between the query and the scores"
-        contracted = {
-            leaf
-            for contractions in self.axis_map.contractions.values()
-            for contraction in contractions
-            if self.weights.is_weight(contraction.operand)
-            for leaf in leaves(contraction.dim)
-        }
-        if (contracted - parts.keys) & set(leaves(parts.probabilities)):
-            return "no output projection ends its heads: they are channels of the residual stream"
         return "there is one head only, so there is no head axis to cut"
 
     def _is_projected(self, operand: fx.Node) -> bool:
@@ -211,7 +205,10 @@ class _Finder:
             return False
         source = self._input_of(query)
         start = self.order[source]
-        later = lambda n: (x for x in graph.tensor_inputs(n) if self.order[x] >= start)  # noqa: E731
+
+        def later(node: fx.Node) -> Iterable[fx.Node]:
+            return (n for n in graph.tensor_inputs(node) if self.order[n] >= start)
+
         return source not in closure([self._input_of(key)], later)
 
     def _input_of(self, operand: fx.Node) -> fx.Node:
@@ -268,6 +265,9 @@ class _Finder:
         def after(node: fx.Node) -> Iterable[fx.Node]:
             return (u for u in node.users if u not in last and self.axis_map.axes(u) & heads)
 
+        def back(node: fx.Node) -> Iterable[fx.Node]:
+            return operands_with(self.axis_map, node, heads)
+
         region = closure(products, after)
         found: dict[Use, frozenset[fx.Node]] = {}
         for node in region:
@@ -276,7 +276,6 @@ class _Finder:
                 if operand in region or operand in contracted or node in products:
                     continue
                 if {x for d in self.axis_map.seen_by(node, operand) for x in leaves(d)} & heads:
-                    back = lambda n: operands_with(self.axis_map, n, heads)  # noqa: E731
                     found[node, operand] = frozenset(closure([operand], back))
         return found
 

@@ -80,8 +80,7 @@ class _Finder:
         if not dims:
             return None
         along = self.axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
-        others = [i for i in reversed(range(len(dims))) if i != along]
-        others = [i for i in others if dims[i]]
+        others = [i for i in reversed(range(len(dims))) if i != along and dims[i]]
         found = (self._summed_over(node, position) for position in (along, *others))
         operands = next((operands for operands in found if operands is not None), None)
         self.contexts.update(operands.context if operands else ())

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxslim.capture import as_program, capture_call
+from fxslim.capture import as_program, capture_call, without_cache
 from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.locate import locate
@@ -62,46 +59,37 @@ def capture_parts(
     Raises:
         CaptureError: `reason`, if the model does not run, or none of its submodules will do.
     """
-    with torch.no_grad(), _deterministic():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             calls, expected = _recorded(model, call)
         except Exception as error:
             raise reason from error
-        host, parts = model, dict[str, nn.Module]()
+        parts: dict[str, nn.Module] = {}
         waiting = deque(name for name, _ in model.named_children())
         while waiting:
             path = waiting.popleft()
             part = _program_of(model.get_submodule(path), path, calls.get(path), dynamic=dynamic)
             if part is not None:
                 found = {**parts, path: part}
-                candidate = with_parts(model, found)
-                if _does_the_same(candidate, part, call, expected):
-                    host, parts = candidate, found
+                if _does_the_same(with_parts(model, found), part, call, expected):
+                    parts = found
                     continue
             waiting += (f"{path}.{name}" for name, _ in model.get_submodule(path).named_children())
     if not parts:
         raise reason
     name = type(model).__name__
     note = f"{name} does not export as a whole; captured in parts: {', '.join(parts)}\n{reason}"
+    host = with_parts(model, parts)
     host.meta = {"parts": tuple(parts), "capture": (note,), "example_inputs": call}  # type: ignore[assignment]
     warnings.warn(f"fxslim: {note}", stacklevel=4)
     return host
 
 
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """The same random numbers for every run of the model."""
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 def _run(model: nn.Module, call: _Call) -> Any:
-    """The model's output for copies of the inputs, without a cache."""
+    """What the model makes of copies of the inputs, without a cache, from one random seed."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, call)
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        kwargs.setdefault("use_cache", False)
     torch.manual_seed(0)
-    return model(*args, **kwargs)
+    return without_cache(model, kwargs)(*args, **kwargs)
 
 
 def _recorded(model: nn.Module, call: _Call) -> tuple[dict[str, _Call], Any]:

@@ -10,6 +10,7 @@ from fxslim.notation import Pattern, broadcast, joined
 from fxslim.refine import regroup
 
 __all__ = [
+    "attention",
     "batch_norm",
     "channelwise",
     "convolution",
@@ -20,7 +21,6 @@ __all__ = [
     "instance_norm",
     "matmul",
     "normalised",
-    "scaled_dot_product_attention",
     "transposed_convolution",
     "written_over",
 ]
@@ -201,7 +201,7 @@ def grid_sampler(call: Call) -> list[Dims]:
     return _SAMPLE[len(call.operand(call.tensors()[0])) - 2](call)
 
 
-def scaled_dot_product_attention(call: Call) -> list[Dims]:
+def attention(call: Call) -> list[Dims]:
     """softmax(query keyᵀ · scale + mask) value; the default scale reads the width of a head.
 
     query (..., heads, q, e), key (..., heads, k, e), value (..., heads, k, v), mask (..., q, k).

@@ -236,9 +236,7 @@ RULES: dict[str, Row] = {
     "roll": _row(views.reads("dims")),
     "rsub": _SAME,
     "scalar_tensor": _CREATE,
-    "scaled_dot_product_attention": Row(
-        products.scaled_dot_product_attention, attention=("query", "key", "value")
-    ),
+    "scaled_dot_product_attention": _row(products.attention, attention=("query", "key", "value")),
     "scatter": _row(indexing.scatter),
     "scatter_add": _row(indexing.scatter),
     "scatter_reduce": _row(indexing.scatter),

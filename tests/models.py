@@ -23,9 +23,14 @@ class Attention(nn.Module):
         self.o = nn.Linear(HEADS * HEAD_DIM, WIDTH, bias)
         self.core = core
 
+    def heads(self, x):
+        return (split(linear(x)) for linear in (self.q, self.k, self.v))
+
+    def context(self, x):
+        return merge(self.core(*self.heads(x)))
+
     def forward(self, x):
-        q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
-        return self.o(merge(self.core(q, k, v)))
+        return self.o(self.context(x))
 
 
 def split(x):

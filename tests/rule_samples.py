@@ -767,28 +767,9 @@ SAMPLES = [
     sample(
         "a b c! d! -> a b e! f!", aten._upsample_nearest_exact2d.vec, x(2, 3, 4, 4), [6, 5], None
     ),
-    sample(
-        "a b c! d! e! -> a b f! g! h!",
-        aten._upsample_nearest_exact3d.vec,
-        x(2, 3, 2, 2, 2),
-        [3, 3, 3],
-        None,
-    ),
-    sample(
-        "a b c! d! -> a b e! f!",
-        aten._upsample_bilinear2d_aa.vec,
-        x(2, 3, 6, 6),
-        [4, 3],
-        False,
-        None,
-    ),
-    sample(
-        "a b c! d! -> a b e! f!",
-        aten._upsample_bicubic2d_aa.vec,
-        x(2, 3, 6, 6),
-        [4, 3],
-        False,
-        None,
+    *(
+        sample("a b c! d! -> a b e! f!", smooth, x(2, 3, 6, 6), [4, 3], False, None)
+        for smooth in (aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec)
     ),
     sample(
         "a b c! d! -> a b e! f!, a b g! h!",
@@ -804,20 +785,13 @@ SAMPLES = [
     ),
     sample("a b c! d! -> a b e! f!", aten.upsample_nearest2d.vec, x(2, 3, 4, 4), [4, 6], None),
     sample("a b c! d! -> a b e! f!", aten.upsample_nearest2d.default, x(2, 3, 4, 4), [4, 6]),
-    sample(
-        "a b c! d! e! -> a b f! g! h!",
-        aten.upsample_nearest3d.vec,
-        x(2, 3, 2, 2, 2),
-        [3, 3, 3],
-        None,
-    ),
-    sample(
-        "a b c! d! e! -> a b f! g! h!",
-        aten.upsample_trilinear3d.vec,
-        x(2, 3, 2, 2, 2),
-        [3, 3, 3],
-        False,
-        None,
+    *(
+        sample("a b c! d! e! -> a b f! g! h!", resized, x(2, 3, 2, 2, 2), [3, 3, 3], *corners, None)
+        for resized, *corners in (
+            (aten._upsample_nearest_exact3d.vec,),
+            (aten.upsample_nearest3d.vec,),
+            (aten.upsample_trilinear3d.vec, False),
+        )
     ),
     sample(
         "a b c! d!, a e f g! -> a b e f",

@@ -4,7 +4,6 @@ import pytest
 import torch
 from expecttest import assert_expected_inline
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 
 import fxslim
 from tests.models import (
@@ -15,7 +14,6 @@ from tests.models import (
     Residual,
     captured,
     example,
-    merge,
     printed,
     softmax_core,
     split,
@@ -117,26 +115,26 @@ def test_compile_removes_one_only_when_told_to():
     assert gone(example(2, 7)).shape == (2, 7, 6)
 
 
-class Beside(nn.Module):
+class Beside(Attention):
     """Convolutions as projections, and something beside the context before the output."""
 
     def __init__(self):
         super().__init__()
-        self.qkv = nn.ModuleList(nn.Conv1d(WIDTH, HEADS * HEAD_DIM, 1) for _ in range(3))
+        self.q, self.k, self.v = (nn.Conv1d(WIDTH, HEADS * HEAD_DIM, 1) for _ in range(3))
         self.other, self.o = nn.Linear(WIDTH, 3), nn.Linear(HEADS * HEAD_DIM + 3, WIDTH)
 
+    def heads(self, x):
+        return (split(conv(x.mT).mT) for conv in (self.q, self.k, self.v))
+
     def forward(self, x):
-        q, k, v = (split(conv(x.mT).mT) for conv in self.qkv)
-        context = merge(scaled_dot_product_attention(q, k, v))
-        return self.o(torch.cat([context, self.other(x)], -1))
+        return self.o(torch.cat([self.context(x), self.other(x)], -1))
 
 
 class Flattened(Attention):
     """Sizes for the output projection that are read from the context."""
 
     def forward(self, x):
-        q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
-        context = merge(scaled_dot_product_attention(q, k, v))
+        context = self.context(x)
         batch, length, width = context.shape
         flat = torch.addmm(self.o.bias, context.reshape(batch * length, width), self.o.weight.T)
         return flat.view(batch, length, WIDTH)
