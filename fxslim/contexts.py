@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from fxslim.matrices import Product, as_matrix
 from fxslim.parts import each_part
-from fxslim.program import Program, copy_graph
+from fxslim.program import copy_program
 
 __all__ = ["Context", "Probe", "probed"]
 
@@ -72,11 +72,8 @@ def probed(masked: nn.Module) -> tuple[nn.Module, list[Probe]]:
     probes: list[Probe] = []
 
     def one(_: str, part: fx.GraphModule) -> fx.GraphModule:
-        graph, _places = copy_graph(part.graph)
-        made = Program(part, graph, type(part).__name__)
-        made.meta = dict(part.meta)
-        made.keep_attributes(made.meta.get("attributes", {}))
-        made.train(part.training)
+        made = copy_program(part)[0]
+        graph = made.graph
         nodes = {node.name: node for node in graph.nodes}
         for number, context in enumerate(part.meta["contexts"]):
             probe = Probe(context)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,17 +11,15 @@ from torch import nn
 
 from fxslim.contexts import Context, probed
 from fxslim.examples import Inputs, call_with
-from fxslim.masks import head_masks
+from fxslim.masks import head_masks, restored
 from fxslim.matrices import as_matrix
 from fxslim.parts import parts_of
 from fxslim.progress import tracked
 from fxslim.sites import AttentionSite
-from fxslim.streams import LossFn, again, check_values, given, output_tensors, reduce_sum
+from fxslim.streams import LossFn, again, averages, check_values, given, output_tensors
 from fxslim.walk import Walk
 
 __all__ = ["Activation", "LeaveOneOut"]
-
-Scores = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Activation:
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
-    ) -> Scores:
+    ) -> dict[str, torch.Tensor]:
         """Needs calibration batches.
 
         Raises:
@@ -64,10 +61,7 @@ class Activation:
                         energy = (rows[:, own] @ weight[own]).square().sum() / len(rows)
                         totals[probe.context.site][number] += energy.item()
                 count += 1
-        *sums, batches = reduce_sum(*totals.values(), count)
-        if not batches:
-            raise ValueError("calibration has no batches")
-        return {name: value / batches for name, value in zip(totals, sums, strict=True)}
+        return averages(totals, count)
 
 
 def _check_seen(sites: Sequence[AttentionSite], seen: set[str]) -> None:
@@ -107,7 +101,7 @@ class LeaveOneOut:
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
-    ) -> Scores:
+    ) -> dict[str, torch.Tensor]:
         """Needs calibration batches; runs the model once for each unit and batch."""
         check_values(masked)
         batches = again(calibration)
@@ -119,14 +113,12 @@ class LeaveOneOut:
             for batch in tracked(batches, "leaving heads out"):
                 whole = call_with(masked, batch)
                 for name, unit in units:
-                    with _without(masks[name], unit):
+                    with restored([masks[name]]):
+                        masks[name][unit] = 0
                         lost = _lost(whole, call_with(masked, batch), loss_fn)
                     scores[name][unit] += lost / len(unit)
                 count += 1
-        *sums, total = reduce_sum(*scores.values(), count)
-        if not total:
-            raise ValueError("calibration has no batches")
-        return {name: value / total for name, value in zip(scores, sums, strict=True)}
+        return averages(scores, count)
 
 
 def _lost(whole: Any, without: Any, loss_fn: LossFn | None) -> float:
@@ -135,14 +127,3 @@ def _lost(whole: Any, without: Any, loss_fn: LossFn | None) -> float:
         return float(loss_fn(without) - loss_fn(whole))
     pairs = zip(output_tensors(whole), output_tensors(without), strict=True)
     return sum(float((a - b).double().square().sum()) for a, b in pairs)
-
-
-@contextmanager
-def _without(mask: torch.Tensor, heads: Sequence[int]) -> Iterator[None]:
-    """The mask with some heads at 0, and after that as it was."""
-    before = mask.detach().clone()
-    try:
-        mask[list(heads)] = 0
-        yield
-    finally:
-        mask.copy_(before)

@@ -16,7 +16,7 @@ from fxslim.masks import head_masks
 from fxslim.progress import tracked
 from fxslim.scores import Scores
 from fxslim.sites import AttentionSite
-from fxslim.streams import LossFn, again, check_values, output_tensors, reduce_sum
+from fxslim.streams import LossFn, again, averages, check_values, output_tensors, reduce_sum
 
 __all__ = ["OutputFisher"]
 
@@ -191,10 +191,8 @@ class _Jacobian:
 
     def scores(self) -> Scores:
         """The matrix, a batch; a head's score is its share of what its unit costs."""
-        sums, count = reduce_sum(self._sums, self._count)
-        if not count:
-            raise ValueError("calibration has no batches")
-        matrix = (sums + sums.mT) / (2 * count)
+        mean = averages({"": self._sums}, self._count)[""]
+        matrix = (mean + mean.mT) / 2
         scores: dict[str, torch.Tensor] = {}
         for site in self._sites:
             block = matrix.narrow(0, self._start[site.name], site.num_heads)

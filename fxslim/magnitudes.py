@@ -15,8 +15,6 @@ from fxslim.streams import LossFn, with_values
 
 __all__ = ["Magnitude", "Random", "WeightProduct", "per_query_head", "slices"]
 
-Scores = dict[str, torch.Tensor]
-
 
 def slices(weight: torch.Tensor, projection: Projection) -> torch.Tensor:
     """(heads, positions per head, rest): the slices of a projection's weight, in float32."""
@@ -57,9 +55,9 @@ class Magnitude:
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
-    ) -> Scores:
+    ) -> dict[str, torch.Tensor]:
         """Needs no data."""
-        scores: Scores = {}
+        scores: dict[str, torch.Tensor] = {}
         for site in sites:
             total = torch.zeros(site.num_heads)
             for projection in (*site.query, *site.key, *site.value, *site.output):
@@ -84,7 +82,7 @@ class WeightProduct:
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
-    ) -> Scores:
+    ) -> dict[str, torch.Tensor]:
         """Needs no data."""
         return {site.name: self._site(masked, site) for site in sites}
 
@@ -121,7 +119,7 @@ class Random:
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
-    ) -> Scores:
+    ) -> dict[str, torch.Tensor]:
         """Needs no data."""
         generator = torch.Generator().manual_seed(self.seed)
         return {s.name: torch.rand(s.num_heads, generator=generator) for s in sites}

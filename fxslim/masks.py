@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from fxslim.graph import attribute
 from fxslim.parts import parts_of
 
-__all__ = ["head_masks", "mask_name", "set_masks"]
+__all__ = ["head_masks", "mask_name", "restored", "set_masks"]
 
 
 def mask_name(site: str) -> str:
@@ -28,6 +29,17 @@ def head_masks(masked: nn.Module, sites: Sequence[str]) -> dict[str, torch.Tenso
             if mask_name(site).removeprefix("head_masks.") in names:
                 found[site] = attribute(part, mask_name(site))
     return found
+
+
+@contextmanager
+def restored(masks: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Masks that may be written to meanwhile, and are as they were after that."""
+    before = [(mask, mask.detach().clone()) for mask in masks]
+    try:
+        yield
+    finally:
+        for mask, value in before:
+            mask.detach().copy_(value)
 
 
 def set_masks(masked: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-__all__ = ["Program", "copy_graph", "flat_inputs"]
+__all__ = ["Program", "copy_graph", "copy_program", "flat_inputs"]
 
 
 class Program(fx.GraphModule):
@@ -138,6 +138,16 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
         places[old].meta = copy.copy(old.meta)
     new._codegen = copy.copy(graph._codegen)
     return new, places
+
+
+def copy_program(program: fx.GraphModule) -> tuple[Program, dict[fx.Node, fx.Node]]:
+    """A program of its own graph that shares every tensor, and where each node went."""
+    graph, places = copy_graph(program.graph)
+    made = Program(program, graph, type(program).__name__)
+    made.meta = {key: value for key, value in program.meta.items() if key != "fxslim"}
+    made.keep_attributes(made.meta.get("attributes", {}))
+    made.train(program.training)
+    return made, places
 
 
 def flat_inputs(

@@ -82,6 +82,8 @@ def refit(
             result = layer.replace(slim)
             if result is not None:
                 done[layer.weight] = result
+            if use is layer.uses[-1]:
+                layer.train = layer.judge = None  # one layer's moments at a time
             if len(layer.uses) > 1:  # what its earlier uses gave has changed
                 ours.restart()
     return list(done.values())

@@ -13,7 +13,7 @@ from fxslim.examples import Inputs, as_inputs, call_with
 from fxslim.locate import locate_parts
 from fxslim.matrices import Product, product_of
 from fxslim.parts import each_part, meta_of, parts_of
-from fxslim.passes.base import copy_program
+from fxslim.program import copy_program
 from fxslim.refit import refit
 from fxslim.sites import Located
 from fxslim.walk import Call

@@ -15,11 +15,9 @@ from fxslim.magnitudes import per_query_head, slices
 from fxslim.masks import head_masks
 from fxslim.progress import tracked
 from fxslim.sites import AttentionSite
-from fxslim.streams import LossFn, check_values, given, reduce_sum
+from fxslim.streams import LossFn, averages, check_values, given, reduce_sum
 
 __all__ = ["Sensitivity", "Snip", "loss_of"]
-
-Scores = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Sensitivity:
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
-    ) -> Scores:
+    ) -> dict[str, torch.Tensor]:
         """Needs calibration batches, and a loss of the output (or an output with `.loss`)."""
         masks = head_masks(masked, [site.name for site in sites])
         total = {n: torch.zeros_like(m, dtype=torch.float32) for n, m in masks.items()}
@@ -53,8 +51,7 @@ class Sensitivity:
                 if gradient is not None:
                     total[name] += gradient.float().abs() ** self.power
             count += 1
-        *sums, batches = reduce_sum(*total.values(), count)
-        return {name: (value / batches).cpu() for name, value in zip(total, sums, strict=True)}
+        return {name: mean.cpu() for name, mean in averages(total, count).items()}
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Snip:
         sites: Sequence[AttentionSite],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
-    ) -> Scores:
+    ) -> dict[str, torch.Tensor]:
         """Needs calibration batches, and a loss of the output (or an output with `.loss`)."""
         used = [(s, p) for s in sites for p in (*s.query, *s.key, *s.value, *s.output)]
         names = list(dict.fromkeys(projection.weight for _, projection in used))

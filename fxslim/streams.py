@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fxslim.examples import Inputs
 __all__ = [
     "LossFn",
     "again",
+    "averages",
     "check_values",
     "given",
     "output_tensors",
@@ -56,6 +57,18 @@ def reduce_sum(*tensors: torch.Tensor) -> list[torch.Tensor]:
     for tensor in total:
         distributed.all_reduce(tensor)
     return total
+
+
+def averages(totals: Mapping[str, torch.Tensor], count: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sums over batches, divided by how many there were on all processes.
+
+    Raises:
+        ValueError: there were none.
+    """
+    *sums, batches = reduce_sum(*totals.values(), count)
+    if not batches:
+        raise ValueError("calibration has no batches")
+    return {name: value / batches for name, value in zip(totals, sums, strict=True)}
 
 
 def with_values(tensor: torch.Tensor, name: str) -> torch.Tensor:

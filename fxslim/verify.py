@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxslim.errors import VerificationError
 from fxslim.examples import Inputs, as_inputs
-from fxslim.masks import head_masks, set_masks
+from fxslim.masks import head_masks, restored, set_masks
 from fxslim.parts import each_part, parts_of
 from fxslim.plan import PruningPlan
 from fxslim.program import flat_inputs
@@ -25,19 +24,6 @@ _Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """The largest difference that counts as rounding, relative to the largest value of the output."""
-
-
-@contextmanager
-def _masks_of(masked: nn.Module, plan: PruningPlan) -> Iterator[None]:
-    """Every head mask set to the plan, and after that as it was."""
-    masks = head_masks(masked, list(plan.kept)).values()
-    before = [(mask, mask.detach().clone()) for mask in masks]
-    try:
-        set_masks(masked, plan.kept)
-        yield
-    finally:
-        for mask, value in before:
-            mask.detach().copy_(value)
 
 
 def verify(
@@ -62,7 +48,8 @@ def verify(
     else:
         parts = zip(parts_of(slim).values(), parts_of(masked).values(), strict=True)
         pairs = [(part, other, other.meta["example_inputs"]) for part, other in parts]
-    with _masks_of(masked, plan):
+    with restored(head_masks(masked, list(plan.kept)).values()):
+        set_masks(masked, plan.kept)
         return max(
             _compare(_quiet(one), _quiet(other), given, attentions) for one, other, given in pairs
         )

@@ -16,13 +16,11 @@ from fxslim.analysis import AxisMap
 from fxslim.axes import Axis, leaves, resolve, size
 from fxslim.calls import Dims
 from fxslim.graph import attribute, is_symbolic
-from fxslim.program import Program, copy_graph
 
 __all__ = [
     "GraphPass",
     "Isolated",
     "check_analysed",
-    "copy_program",
     "eliminate_dead_code",
     "infer_shapes",
     "isolate",
@@ -59,16 +57,6 @@ def check_analysed(axis_map: AxisMap, program: fx.GraphModule) -> None:
             "the pass was given the axes of another program: locate or analyse the one that it "
             "runs on, and make the pass anew"
         )
-
-
-def copy_program(program: fx.GraphModule) -> tuple[Program, dict[fx.Node, fx.Node]]:
-    """A program of its own graph that shares every tensor, and where each node went."""
-    graph, places = copy_graph(program.graph)
-    made = Program(program, graph, type(program).__name__)
-    made.meta = {key: value for key, value in program.meta.items() if key != "fxslim"}
-    made.keep_attributes(made.meta.get("attributes", {}))
-    made.train(program.training)
-    return made, places
 
 
 class Isolated:

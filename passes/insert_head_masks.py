@@ -18,8 +18,9 @@ from fxslim.graph import generic_size, is_symbolic, is_tensor
 from fxslim.masks import mask_name
 from fxslim.matrices import product_of
 from fxslim.parts import path_of
-from fxslim.passes.base import GraphPass, check_analysed, copy_program, infer_shapes, isolate
+from fxslim.passes.base import GraphPass, check_analysed, infer_shapes, isolate
 from fxslim.positions import coordinates
+from fxslim.program import copy_program
 from fxslim.sites import Attention, Head, Located
 from fxslim.weights import Weights
 

@@ -16,7 +16,6 @@ from fxslim.calls import Dims
 from fxslim.passes.base import (
     GraphPass,
     check_analysed,
-    copy_program,
     eliminate_dead_code,
     infer_shapes,
     isolate,
@@ -24,6 +23,7 @@ from fxslim.passes.base import (
 from fxslim.passes.remove import remove_empty
 from fxslim.passes.shapes import check_shapes, narrow_shapes
 from fxslim.positions import Keep, kept_positions, narrowed_size
+from fxslim.program import copy_program
 from fxslim.rules import row_for
 
 __all__ = ["Narrow"]

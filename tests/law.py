@@ -20,9 +20,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from fxslim import graph
 from fxslim.analysis import analyse
 from fxslim.axes import Axis, leaves, resolve, size
-from fxslim.passes.base import copy_program
 from fxslim.passes.narrow import Narrow
 from fxslim.positions import kept_positions, narrowed_size
+from fxslim.program import copy_program
 from fxslim.rules import row_for
 
 __all__ = ["Sample", "call", "check_law", "free_axes", "program_of", "sample", "says"]

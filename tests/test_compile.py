@@ -436,7 +436,7 @@ def test_inductor():
         ({"sparsity": -0.5}, ValueError, "sparsity must be in [0, 1), not -0.5"),
         ({"sparsity": "half"}, TypeError, "sparsity must be a number, not 'half'"),
         ({"sparsity": float("nan")}, ValueError, "sparsity must be in [0, 1), not nan"),
-        ({"criterion": "best"}, ValueError, "unknown criterion 'best'; known: fisher, "),
+        ({"criterion": "best"}, ValueError, "unknown criterion 'best'; known: activation, "),
         ({"min_heads": -1}, ValueError, "min_heads must be 0 or more, not -1"),
         ({"scope": "all"}, ValueError, "scope must be one of global, local, uniform, not 'all'"),
         (

@@ -28,8 +28,8 @@ def snippets(page: str = "README.md") -> list[str]:
 @pytest.mark.filterwarnings("ignore:fxslim.capture")
 def test_the_readme_runs():
     model, example_inputs = build("bert", "sdpa")
-    names = {"model": model, "example_inputs": example_inputs}
-    for snippet in snippets():
+    names = {"model": model, "example_inputs": example_inputs, "batches": [example_inputs] * 3}
+    for snippet in (*snippets(), *snippets("docs/criteria.md")):
         exec(compile(snippet, "README.md", "exec"), names)
     removed = [4 - len(kept) for kept in names["plan"].kept.values()]
     assert sum(removed) == 4

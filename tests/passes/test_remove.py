@@ -107,9 +107,10 @@ def test_compile_removes_one_only_when_told_to():
     model = Residual(a=Attention(), b=Attention())
     with torch.no_grad():
         model.layers.a.o.weight *= 0.01
-    kept = fxslim.compile(model, 0.5, example()).meta["fxslim"].plan.kept
+    how = {"criterion": "output_fisher", "calibration": [example()]}
+    kept = fxslim.compile(model, 0.5, example(), **how).meta["fxslim"].plan.kept
     assert [len(heads) for heads in kept.values()] == [1, 3]
-    gone = fxslim.compile(model, 0.5, example(), min_heads=0)
+    gone = fxslim.compile(model, 0.5, example(), min_heads=0, **how)
     assert [len(heads) for heads in gone.meta["fxslim"].plan.kept.values()] == [0, 4]
     assert not any(name.startswith("layers.a.v") for name in gone.state_dict())
     assert gone(example(2, 7)).shape == (2, 7, 6)
