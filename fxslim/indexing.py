@@ -130,13 +130,14 @@ def _masked_put(call: Call) -> Dims:
 def index_select(call: Call) -> list[Dims]:
     """Positions of `dim` picked by a one-dimensional index.
 
-    Scattered ones run along the index, which narrows: so a program that was narrowed once, and
-    selects from a bias that others share, can be narrowed again.
+    Where that is known and leaves some out, they run along the index, which narrows, and not along
+    what is picked from: so a program that was narrowed once, and selects from a bias that others
+    share, can be narrowed again.
     """
     dims, position, picked = call.dims("self"), call.axis(), call.dims("index")
     if not dims:
         return [dims]
-    known = _picked(call, dims[position], call.arguments["index"], most=1)
+    known = _picked(call, dims[position], call.arguments["index"], most=0)
     if known is None:
         call.reads(dims[position], "picks positions of it by an index")
         known = picked[0] if picked else ()

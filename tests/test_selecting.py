@@ -143,3 +143,26 @@ def test_grouped_heads_are_selected_so_that_their_keys_and_values_go_too():
     assert (site.kind, site.num_kv_heads, site.unit) == ("gqa", 2, ((0, 1), (2, 3)))
     slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: [2, 3]}, 0.5))
     assert slim.get_parameter("v.weight").shape == (HEAD_DIM, WIDTH)
+
+
+def test_layers_that_select_other_heads_of_one_bias_are_pruned_again():
+    """The runs that they select overlap by one head: the bias is no sum of such pieces."""
+
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(HEADS, 5, 5))
+            self.one, self.other = (Attention(core=self.core) for _ in range(2))
+
+        def core(self, q, k, v):
+            return (q @ k.mT + self.bias).softmax(-1) @ v
+
+        def forward(self, x):
+            return self.other(self.one(x))
+
+    program = fxslim.capture(Biased(), example(), dynamic=False)
+    once = fxslim.narrow(program, fxslim.PruningPlan({"one": [0, 1], "other": [1, 2, 3]}, 0.4))
+    assert [site.prunable for site in fxslim.find_attention(once)] == [True, True]
+    twice = fxslim.narrow(once, fxslim.PruningPlan({"one": [1], "other": [0, 2]}, 0.4))
+    direct = fxslim.narrow(program, fxslim.PruningPlan({"one": [1], "other": [1, 3]}, 0.6))
+    torch.testing.assert_close(twice(x := example()), direct(x))
