@@ -14,14 +14,14 @@ from fxslim.errors import (
     UnsupportedSite,
     VerificationError,
 )
-from fxslim.locate import find_attention
+from fxslim.locate import find_attention, find_feed_forward
 from fxslim.plan import PruningPlan
 from fxslim.planning import plan
 from fxslim.refit import Refitted
 from fxslim.repair import repair
 from fxslim.scores import Scores
 from fxslim.show import show
-from fxslim.sites import AttentionSite, Projection
+from fxslim.sites import AttentionSite, FeedForwardSite, Projection
 from fxslim.verify import verify
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Constraints",
     "Costs",
     "Criterion",
+    "FeedForwardSite",
     "FxslimError",
     "PlanError",
     "Projection",
@@ -45,6 +46,7 @@ __all__ = [
     "compile",
     "cost",
     "find_attention",
+    "find_feed_forward",
     "insert_head_masks",
     "narrow",
     "plan",

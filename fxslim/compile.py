@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxslim.axes import Axis
 from fxslim.constraints import Constraints
 from fxslim.costs import Costs
 from fxslim.criteria import Criterion, LossFn, chosen, default_criterion
-from fxslim.errors import PlanError, UnsupportedSite
+from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
+from fxslim.following import (
+    attentions_of,
+    feed_forwards_of,
+    following,
+    keep_of,
+    sites_of,
+)
 from fxslim.locate import locate_parts
 from fxslim.partial import captured
 from fxslim.parts import each_part, meta_of
 from fxslim.passes import InsertHeadMasks, Narrow
+from fxslim.placed import Located
 from fxslim.plan import PruningPlan, check_plan
 from fxslim.planning import check_target
 from fxslim.planning import plan as make_plan
-from fxslim.positions import Keep, Uneven
 from fxslim.refit import Refitted
 from fxslim.repair import repair as refitted
-from fxslim.sites import Attention, AttentionSite, Located, Unit
+from fxslim.sites import AttentionSite, FeedForwardSite, Site, Unit
 from fxslim.streams import again
 from fxslim.targets import Scope
 from fxslim.verify import verify as check
@@ -44,6 +50,7 @@ class Report:
         max_difference: the largest difference of slim and masked on the example inputs; None if it
             was not measured.  Before the repair, if there was one.
         refitted: the weights that a repair changed, in the order of the graph.
+        feed_forwards: every feed-forward block, refused ones too, where channels were to go.
     """
 
     plan: PruningPlan
@@ -51,6 +58,7 @@ class Report:
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
     max_difference: float | None = None
     refitted: tuple[Refitted, ...] = ()
+    feed_forwards: list[FeedForwardSite] = field(default_factory=list)
 
     @classmethod
     def of(cls, slim: nn.Module) -> Report:
@@ -81,6 +89,8 @@ def compile(
     unit: Unit = "group",
     min_heads: int = 1,
     constraints: Constraints | None = None,
+    ffn_sparsity: float = 0.0,
+    rounding: int = 1,
     dynamic: bool = True,
     verify: bool = True,
 ) -> nn.Module:
@@ -107,6 +117,9 @@ def compile(
             which repeats keys and values with an index; see `fxslim.plan`.
         min_heads: heads that stay in every site; 0 lets a whole attention go.
         constraints: what else has to hold; see `fxslim.Constraints`.
+        ffn_sparsity: the share of the channels of feed-forward blocks to remove as well, in [0, 1),
+            by the same criterion, in the same scope.
+        rounding: a feed-forward block keeps a multiple of so many channels.
         dynamic: keep batch and sequence lengths symbolic, as far as the model allows.
         verify: compare slim with masked on the example inputs.
 
@@ -122,6 +135,7 @@ def compile(
         VerificationError: slim and masked differ by more than rounding.
     """
     check_target(sparsity, scope, unit, min_heads, budget, costs, constraints)
+    check_target(ffn_sparsity, scope, unit, rounding)
     batches = None if calibration is None else again(calibration)
     repairing = (batches is not None and criterion is None) if repair is None else repair
     if repairing and batches is None:
@@ -131,8 +145,11 @@ def compile(
     if plan is None:
         chosen(criterion, batches)
     program = captured(model, example_inputs, dynamic=dynamic)
-    located = _following(program, plan) if plan is not None else locate_parts(program, unit=unit)
-    sites = _sites(located)
+    if plan is None:
+        located = locate_parts(program, unit=unit, feed_forward=ffn_sparsity > 0)
+    else:
+        located = following(program, plan)
+    sites, blocks = attentions_of(located), feed_forwards_of(located)
     _check_prunable(sites, type(model).__name__)
     masked = _mask(program, located)
     scores: dict[str, torch.Tensor] = {}
@@ -149,35 +166,43 @@ def compile(
             min_heads=min_heads,
             constraints=constraints,
         )
+        if ffn_sparsity:
+            whole = Constraints(multiple_of=rounding)
+            cut = make_plan(scores, blocks, ffn_sparsity, scope=scope, constraints=whole)
+            reached = plan.reached | {"channels": 1 - cut.sparsity}
+            plan = replace(plan, kept=plan.kept | cut.kept, reached=reached)
     slim = _narrow(program, located, plan)
-    attentions = [a for part in located.values() for a in part.attentions]
-    difference = check(slim, masked, plan, attentions) if verify else None
-    meta_of(slim)["fxslim"] = Report(plan, sites, scores, difference)
+    placed = [one for part in located.values() for one in part.placed]
+    difference = check(slim, masked, plan, placed) if verify else None
+    meta_of(slim)["fxslim"] = Report(plan, sites, scores, difference, feed_forwards=blocks)
     return refitted(slim, program, batches) if repairing and batches is not None else slim
 
 
 def insert_head_masks(
-    program: nn.Module, sites: Sequence[AttentionSite] | None = None, *, trainable: bool = True
+    program: nn.Module, sites: Sequence[Site] | None = None, *, trainable: bool = True
 ) -> nn.Module:
     """Return `program` with a mask (heads,) at each prunable site, all 1.
 
     Args:
         program: what `fxslim.capture` returned; not changed.
-        sites: which sites to mask; all that are prunable where absent.
+        sites: which sites to mask, feed-forward blocks among them; where absent, all attentions
+            that are prunable.
         trainable: make the masks parameters rather than buffers.
 
     Raises:
         UnsupportedSite: a site in `sites` was changed to prunable, or is unknown to the program.
     """
-    located = locate_parts(program)
+    blocks = any(isinstance(site, FeedForwardSite) for site in sites or ())
+    located = locate_parts(program, feed_forward=blocks)
     if sites is not None:
         wanted = {site.name for site in sites if site.prunable}
-        unknown = wanted - {site.name for site in _sites(located) if site.prunable}
+        unknown = wanted - {site.name for site in sites_of(located) if site.prunable}
         if unknown:
             raise UnsupportedSite(f"the program has no prunable site {', '.join(sorted(unknown))}")
         for path, part in located.items():
-            chosen = tuple(a for a in part.attentions if a.site.name in wanted)
-            located[path] = Located(part.axis_map, chosen)
+            attentions = tuple(a for a in part.attentions if a.site.name in wanted)
+            feed_forwards = tuple(f for f in part.feed_forwards if f.site.name in wanted)
+            located[path] = Located(part.axis_map, attentions, feed_forwards)
     return _mask(program, located, trainable=trainable)
 
 
@@ -188,12 +213,8 @@ def _mask(
         return _result(InsertHeadMasks(located[path], trainable)(part))
 
     masked = each_part(program, mask)
-    meta_of(masked)["sites"] = [site for site in _sites(located) if site.prunable]
+    meta_of(masked)["sites"] = [site for site in sites_of(located) if site.prunable]
     return masked
-
-
-def _sites(located: Mapping[str, Located]) -> list[AttentionSite]:
-    return [site for part in located.values() for site in part.sites]
 
 
 def score(
@@ -228,26 +249,16 @@ def narrow(program: nn.Module, plan: PruningPlan) -> nn.Module:
         PlanError: the plan does not fit the program's sites.
         UnsupportedSite: the plan removes heads of a site that is not prunable.
     """
-    located = _following(program, plan)
+    located = following(program, plan)
     slim = _narrow(program, located, plan)
-    meta_of(slim)["fxslim"] = Report(plan, _sites(located))
+    meta_of(slim)["fxslim"] = Report(
+        plan, attentions_of(located), feed_forwards=feed_forwards_of(located)
+    )
     return slim
 
 
-def _following(program: nn.Module, plan: PruningPlan) -> dict[str, Located]:
-    """The attentions with the units that the plan needs: single query heads only if it must."""
-    located = locate_parts(program)
-    try:
-        check_plan(plan, _sites(located))
-    except PlanError:
-        singles = locate_parts(program, unit="any")
-        if any(len(unit) == 1 for site in _sites(singles) for unit in site.unit):
-            return singles
-    return located
-
-
 def _narrow(program: nn.Module, located: Mapping[str, Located], plan: PruningPlan) -> nn.Module:
-    check_plan(plan, _sites(located))
+    check_plan(plan, sites_of(located))
 
     def narrow_part(path: str, part: fx.GraphModule) -> fx.GraphModule:
         return _result(Narrow(located[path].axis_map, keep_of(located[path], plan))(part))
@@ -258,33 +269,6 @@ def _narrow(program: nn.Module, located: Mapping[str, Located], plan: PruningPla
 def _result(result: PassResult) -> fx.GraphModule:
     program: fx.GraphModule = result.graph_module
     return program
-
-
-def keep_of(located: Located, plan: PruningPlan) -> Keep:
-    """The plan in terms of axes: for each axis that narrows, the coordinates that stay."""
-    keep: dict[Axis, Sequence[int] | Uneven] = {}
-    for attention in located.attentions:
-        kept = plan.kept.get(attention.site.name)
-        if kept is None or len(kept) == attention.site.num_heads:
-            continue
-        for axis in dict.fromkeys(attention.units):
-            on_axis = [n for n, unit in enumerate(attention.units) if unit is axis]
-            keep[axis] = sorted({attention.heads[n][axis] for n in on_axis if n in set(kept)})
-        if attention.within is not None:
-            keep |= _within_groups(attention, kept)
-    return keep
-
-
-def _within_groups(attention: Attention, kept: Sequence[int]) -> dict[Axis, Uneven]:
-    """The query heads that stay in each KV group that stays; nothing if all of them do."""
-    group, within = attention.units[0], attention.within
-    assert within is not None
-    rows: dict[int, list[int]] = {}
-    for head in (attention.heads[number] for number in sorted(kept)):
-        rows.setdefault(head[group], []).append(head[within])
-    whole = all(len(row) == within.size for row in rows.values())
-    in_order = {coordinate: sorted(rows[coordinate]) for coordinate in sorted(rows)}
-    return {} if whole else {within: Uneven(group, in_order)}
 
 
 def _check_prunable(sites: Sequence[AttentionSite], model: str) -> None:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from fxslim.errors import PlanError
-from fxslim.sites import AttentionSite
+from fxslim.sites import Site
 from fxslim.units import Coupled, Head
 
 __all__ = ["Constraints", "Share", "allowed_units", "held_heads"]
@@ -62,7 +62,7 @@ def _check_number(name: str, value: Any, kind: type[float], most: float) -> None
         raise ValueError(f"{name} must be in [{least}, {most:g}], not {value!r}")
 
 
-def held_heads(constraints: Constraints, sites: Sequence[AttentionSite]) -> set[Head]:
+def held_heads(constraints: Constraints, sites: Sequence[Site]) -> set[Head]:
     """The heads that stay in any case.
 
     Raises:
@@ -71,12 +71,12 @@ def held_heads(constraints: Constraints, sites: Sequence[AttentionSite]) -> set[
     held: set[Head] = set()
     for pattern in constraints.exclude:
         for site in _matching(pattern, sites):
-            held.update((site.name, head) for head in range(site.num_heads))
+            held.update((site.name, head) for head in range(site.size))
     for pattern, heads in constraints.keep.items():
         for site in _matching(pattern, sites):
-            if not set(heads) <= set(range(site.num_heads)):
+            if not set(heads) <= set(range(site.size)):
                 raise PlanError(
-                    f"{site.name!r} has heads 0 to {site.num_heads - 1}; keep has {list(heads)}"
+                    f"{site.name!r} has heads 0 to {site.size - 1}; keep has {list(heads)}"
                 )
             held.update((site.name, head) for head in heads)
     for share in (constraints.min_share, constraints.max_share):
@@ -85,7 +85,7 @@ def held_heads(constraints: Constraints, sites: Sequence[AttentionSite]) -> set[
     return held
 
 
-def _matching(pattern: str, sites: Sequence[AttentionSite]) -> list[AttentionSite]:
+def _matching(pattern: str, sites: Sequence[Site]) -> list[Site]:
     found = [site for site in sites if fnmatchcase(site.name, pattern)]
     if not found:
         known = ", ".join(site.name for site in sites)
@@ -114,7 +114,7 @@ def allowed_units(
     allowed = [all(allows[n] for _, _, allows in rules) for n in numbers]
     if not any(allowed):
         lines = [
-            f"\n  {said} allows {_listed(coupled.most(site), allows)} of {site.num_heads} heads"
+            f"\n  {said} allows {_listed(coupled.most(site), allows)} of {site.size} heads"
             for said, site, allows in rules
             if not all(allows)
         ]
@@ -125,11 +125,9 @@ def allowed_units(
 _Test = Callable[[int, int], bool]
 
 
-def _rules(
-    site: AttentionSite, constraints: Constraints, min_heads: int
-) -> Iterator[tuple[str, _Test]]:
+def _rules(site: Site, constraints: Constraints, min_heads: int) -> Iterator[tuple[str, _Test]]:
     """Each constraint in words, and as a test of how many heads stay at least and at most."""
-    total, multiple = site.num_heads, constraints.multiple_of
+    total, multiple = site.size, constraints.multiple_of
     least = max(_shares(constraints.min_share, site), default=0.0)
     most = min(_shares(constraints.max_share, site), default=1.0)
     yield f"min_heads={min_heads}", lambda low, _: low >= min(min_heads, total)
@@ -138,14 +136,14 @@ def _rules(
     yield f"multiple_of={multiple}", lambda low, high: low % multiple == high % multiple == 0
 
 
-def _shares(share: Share, site: AttentionSite) -> list[float]:
+def _shares(share: Share, site: Site) -> list[float]:
     """The shares that hold for a site."""
     if not isinstance(share, Mapping):
         return [share]
     return [value for pattern, value in share.items() if fnmatchcase(site.name, pattern)]
 
 
-def _is_excluded(site: AttentionSite, constraints: Constraints) -> bool:
+def _is_excluded(site: Site, constraints: Constraints) -> bool:
     return any(fnmatchcase(site.name, pattern) for pattern in constraints.exclude)
 
 

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fxslim.contexts import Context, probed
+from fxslim.contexts import Context, Probe, probed
 from fxslim.examples import Inputs, call_with
 from fxslim.masks import head_masks, restored
 from fxslim.matrices import as_matrix
 from fxslim.parts import parts_of
 from fxslim.progress import tracked
-from fxslim.sites import AttentionSite
+from fxslim.sites import Site
 from fxslim.streams import LossFn, again, averages, check_values, given, output_tensors
 from fxslim.walk import Walk
 
@@ -35,7 +35,7 @@ class Activation:
     def score(
         self,
         masked: nn.Module,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
     ) -> dict[str, torch.Tensor]:
@@ -48,23 +48,28 @@ class Activation:
         watched, probes = probed(masked)
         _check_seen(sites, {probe.context.site for probe in probes})
         weights = [_output_weight(masked, probe.context) for probe in probes]
-        totals = {site.name: torch.zeros(site.num_heads, dtype=torch.float64) for site in sites}
+        totals = {site.name: torch.zeros(site.size, dtype=torch.float64) for site in sites}
         count = torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
             for batch in tracked(given(calibration), "scoring heads"):
                 call_with(watched, batch)
                 for probe, weight in zip(probes, weights, strict=True):
-                    rows = probe.rows().flatten(0, 1).float()
-                    heads = probe.context.heads.to(rows.device)
-                    for number in range(len(totals[probe.context.site])):
-                        own = (heads == number).nonzero().flatten()
-                        energy = (rows[:, own] @ weight[own]).square().sum() / len(rows)
-                        totals[probe.context.site][number] += energy.item()
+                    total = totals[probe.context.site]
+                    total += _energy(probe, weight)[: len(total)]
                 count += 1
         return averages(totals, count)
 
 
-def _check_seen(sites: Sequence[AttentionSite], seen: set[str]) -> None:
+def _energy(probe: Probe, weight: torch.Tensor) -> torch.Tensor:
+    """(heads + 1,): of each head in the last batch; those of no head come last."""
+    rows = probe.rows().flatten(0, 1).float()
+    heads = probe.context.heads.to(rows.device)
+    pairs = (rows.mT @ rows) * (weight @ weight.mT) / len(rows)
+    own = pairs.where(heads[:, None] == heads, 0).sum(1)
+    return torch.zeros(int(heads.max()) + 1).index_add(0, heads.cpu(), own.cpu())
+
+
+def _check_seen(sites: Sequence[Site], seen: set[str]) -> None:
     missing = [site.name for site in sites if site.name not in seen]
     if missing:
         raise ValueError(
@@ -98,7 +103,7 @@ class LeaveOneOut:
     def score(
         self,
         masked: nn.Module,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
     ) -> dict[str, torch.Tensor]:
@@ -107,7 +112,7 @@ class LeaveOneOut:
         batches = again(calibration)
         masks = head_masks(masked, [site.name for site in sites])
         units = [(site.name, list(unit)) for site in sites for unit in site.unit]
-        scores = {site.name: torch.zeros(site.num_heads, dtype=torch.float64) for site in sites}
+        scores = {site.name: torch.zeros(site.size, dtype=torch.float64) for site in sites}
         count = torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
             for batch in tracked(batches, "leaving heads out"):

@@ -22,8 +22,9 @@ from fxslim.examples import Inputs, as_inputs
 from fxslim.locate import locate_parts
 from fxslim.measure import count_flops, count_parameters, interleave
 from fxslim.parts import meta_of
+from fxslim.placed import Attention, Located
 from fxslim.plan import PruningPlan
-from fxslim.sites import Attention, Located, Unit
+from fxslim.sites import Unit
 from fxslim.units import Coupled, couple
 
 __all__ = ["cost"]

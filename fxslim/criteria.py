@@ -13,7 +13,7 @@ from fxslim.examples import Inputs
 from fxslim.fisher import OutputFisher
 from fxslim.magnitudes import Magnitude, Random, WeightProduct
 from fxslim.sensitivity import Sensitivity, Snip
-from fxslim.sites import AttentionSite
+from fxslim.sites import Site
 from fxslim.streams import LossFn, given
 
 __all__ = ["CRITERIA", "Criterion", "LossFn", "chosen", "default_criterion"]
@@ -25,7 +25,7 @@ class Criterion(Protocol):
     def score(
         self,
         masked: nn.Module,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         calibration: Iterable[Inputs] | None,
         loss_fn: LossFn | None,
     ) -> dict[str, torch.Tensor]:

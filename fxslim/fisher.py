@@ -15,7 +15,7 @@ from fxslim.examples import Inputs, call_with
 from fxslim.masks import head_masks
 from fxslim.progress import tracked
 from fxslim.scores import Scores
-from fxslim.sites import AttentionSite
+from fxslim.sites import Site
 from fxslim.streams import LossFn, again, averages, check_values, output_tensors, reduce_sum
 
 __all__ = ["OutputFisher"]
@@ -33,6 +33,7 @@ class OutputFisher:
     other heads' contexts of its layer cannot make up for: what is lost after the output projection
     is refitted (`fxslim.repair`).  The scores come without the matrix then: of two heads that make
     up for each other, each alone costs little and both much, which sums over pairs do not say.
+    Nor is there a matrix of more than 4,096 heads and channels.
 
     Attributes:
         compensated: count what is left to lose after repair, which takes a second pass over the
@@ -52,7 +53,7 @@ class OutputFisher:
     def score(
         self,
         masked: nn.Module,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
     ) -> Scores:
@@ -78,7 +79,7 @@ class OutputFisher:
         self,
         watched: nn.Module,
         probes: Sequence[Probe],
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         batches: Iterable[Inputs],
     ) -> dict[Probe, _Lost]:
         """What of each context the others cannot make up for, from one pass over the data."""
@@ -113,8 +114,10 @@ class _Covariance:
         system = covariance.clone()
         system.diagonal().add_(ridge * covariance.diagonal().mean() + torch.finfo().tiny)
         precision = torch.linalg.inv(system)
-        residual = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
         heads = self._probe.context.heads.to(mean.device)
+        if len(units) == len(heads):  # channels, one feature each
+            return _Lost(mean.float(), (precision / precision.diagonal()[:, None]).float())
+        residual = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
         for unit in units:
             own = torch.isin(heads, torch.tensor(unit, device=heads.device)).nonzero().flatten()
             if len(own):  # y − E[y | rest] is Λ⁻¹ᵧᵧ Λᵧ (all), with the precision Λ
@@ -138,7 +141,7 @@ class _Jacobian:
 
     def __init__(
         self,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         probes: Sequence[Probe],
         lost: Mapping[Probe, _Lost],
         masks: Mapping[str, torch.Tensor],
@@ -148,10 +151,12 @@ class _Jacobian:
         self._bare = [site.name for site in sites if site.name not in seen]
         by_sample = not self._bare and all(p.context.samples is not None for p in probes)
         self._by_sample = by_sample
-        ends = itertools.accumulate(site.num_heads for site in sites)
-        self._start = {s.name: e - s.num_heads for s, e in zip(sites, ends, strict=True)}
-        n = sum(site.num_heads for site in sites)
-        self._sums = torch.zeros(n, n, dtype=torch.float64)
+        ends = itertools.accumulate(site.size for site in sites)
+        self._start = {s.name: e - s.size for s, e in zip(sites, ends, strict=True)}
+        n = sum(site.size for site in sites)
+        self._scores = torch.zeros(n, dtype=torch.float64)
+        self._pairs = torch.zeros(n, n, dtype=torch.float64) if n <= _MOST_PAIRS else None
+        self._unit = _units_of(sites)
         self._count = torch.zeros((), dtype=torch.float64)
 
     def add(self, total: torch.Tensor, *, keep: bool) -> None:
@@ -170,10 +175,13 @@ class _Jacobian:
             if gradient is not None:
                 rows[name] = gradient.detach().float().cpu()[None]
         samples = max((len(row) for row in rows.values()), default=1)
-        jacobian = torch.zeros(samples, len(self._sums), dtype=torch.float64)
+        jacobian = torch.zeros(samples, len(self._scores), dtype=torch.float64)
         for name, row in rows.items():
             jacobian[:, self._start[name] : self._start[name] + row.shape[1]] = row
-        self._sums += jacobian.mT @ jacobian
+        unit = torch.zeros_like(jacobian).index_add_(1, self._unit, jacobian)
+        self._scores += (jacobian * unit[:, self._unit]).sum(0)
+        if self._pairs is not None:
+            self._pairs += jacobian.mT @ jacobian
         self._count += 1
 
     def _derivatives(self, probe: Probe, gradient: torch.Tensor) -> torch.Tensor:
@@ -184,25 +192,38 @@ class _Jacobian:
         products = (gradient * (lost(value) if lost else value)).sum(1)
         if not self._by_sample:
             products = products.sum(0, keepdim=True)
-        heads = next(site.num_heads for site in self._sites if site.name == context.site)
+        heads = next(site.size for site in self._sites if site.name == context.site)
         sums = products.new_zeros(len(products), heads + 1)
         sums.index_add_(1, context.heads.to(sums.device), products)
         return sums[:, :-1].cpu()
 
     def scores(self) -> Scores:
-        """The matrix, a batch; a head's score is its share of what its unit costs."""
-        mean = averages({"": self._sums}, self._count)[""]
-        matrix = (mean + mean.mT) / 2
-        scores: dict[str, torch.Tensor] = {}
-        for site in self._sites:
-            block = matrix.narrow(0, self._start[site.name], site.num_heads)
-            block = block.narrow(1, self._start[site.name], site.num_heads)
-            values = block.diagonal().clone()
-            for unit in site.unit:
-                own = list(unit)
-                values[own] = block[own][:, own].sum(1)
-            scores[site.name] = values
-        return Scores(scores, matrix)
+        """A head's score is its share of what its unit costs, a batch; and the matrix."""
+        totals = {"scores": self._scores}
+        if self._pairs is not None:
+            totals["pairs"] = self._pairs
+        means = averages(totals, self._count)
+        scores = torch.split(means["scores"], [site.size for site in self._sites])
+        names = [site.name for site in self._sites]
+        pairs = means.get("pairs")
+        matrix = None if pairs is None else (pairs + pairs.mT) / 2
+        return Scores(zip(names, scores, strict=True), matrix)
+
+
+_MOST_PAIRS = 4096
+"""With more heads and channels than this, the matrix of their pairs would be too large."""
+
+
+def _units_of(sites: Sequence[Site]) -> torch.Tensor:
+    """LongTensor (heads of all sites,): the first head of the unit that each is in."""
+    start, found = 0, []
+    for site in sites:
+        first = torch.arange(site.size)
+        for unit in site.unit:
+            first[list(unit)] = min(unit)
+        found.append(start + first)
+        start += site.size
+    return torch.cat(found)
 
 
 def _differentiable(output: Any) -> list[torch.Tensor]:

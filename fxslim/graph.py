@@ -26,6 +26,7 @@ __all__ = [
     "is_symbolic",
     "is_tensor",
     "module_path",
+    "moves",
     "operator_name",
     "set_argument",
     "set_attribute",
@@ -178,6 +179,14 @@ def user_name(node: fx.Node) -> str:
     path = module_path(node)
     return f"{operator_name(node)} ({node.name}{f' in {path}' if path else ''})"
 
+
+def moves(node: fx.Node) -> bool:
+    """Whether an operator moves, scales or shifts the elements of its one activation."""
+    is_view = isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+    return is_view or operator_name(node) in _MOVING
+
+
+_MOVING = {"_unsafe_view", "add", "clone", "div", "getitem", "mul", "neg", "reshape", "sub"}
 
 _UNCHANGED = {"alias", "clone", "detach", "lift_fresh_copy", "to", "_to_copy", "contiguous"}
 

@@ -1,4 +1,4 @@
-"""Locate: every attention of a program, as sites that say which of them are cut together."""
+"""Locate: attentions and feed-forward blocks, as sites that say what is cut together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import fx, nn
 from fxslim.analysis import Use, analyse
 from fxslim.axes import Axis
 from fxslim.cores import Core, find_cores
+from fxslim.feed_forward import find_blocks
 from fxslim.parts import parts_of
+from fxslim.placed import Attention, Located
 from fxslim.selecting import ROLES, operands_of, read_beside, repeated, side_operands
 from fxslim.site_builder import SiteBuilder
-from fxslim.sites import Attention, AttentionSite, Located, Unit
+from fxslim.sites import AttentionSite, FeedForwardSite, Unit
 from fxslim.weights import Weights
 
-__all__ = ["find_attention", "locate", "locate_parts"]
+__all__ = ["find_attention", "find_feed_forward", "locate", "locate_parts"]
 
 
 def find_attention(program: nn.Module, *, unit: Unit = "group") -> list[AttentionSite]:
@@ -35,28 +37,58 @@ def find_attention(program: nn.Module, *, unit: Unit = "group") -> list[Attentio
     return [site for located in parts.values() for site in located.sites]
 
 
-def locate_parts(program: nn.Module, *, unit: Unit = "group") -> dict[str, Located]:
+def find_feed_forward(program: nn.Module) -> list[FeedForwardSite]:
+    """Find every feed-forward block of a captured model, in the order of the graph.
+
+    A block is a number of channels between projections from and back to the same stream, gated or
+    not.  Its site goes where attentions' sites go: into `fxslim.insert_head_masks`, `fxslim.plan`.
+
+    Args:
+        program: what `fxslim.capture` returned.
+
+    Returns:
+        One site a block; those that cannot be pruned say why in `reason`.
+    """
+    parts = locate_parts(program, feed_forward=True)
+    return [placed.site for located in parts.values() for placed in located.feed_forwards]
+
+
+def locate_parts(
+    program: nn.Module, *, unit: Unit = "group", feed_forward: bool = False
+) -> dict[str, Located]:
     """The attentions of each part of a captured model, by the paths of the parts."""
-    return {path: locate(part, unit=unit) for path, part in parts_of(program).items()}
+    parts = parts_of(program).items()
+    return {path: locate(part, unit=unit, feed_forward=feed_forward) for path, part in parts}
 
 
-def locate(program: fx.GraphModule, *, unit: Unit = "group") -> Located:
-    """Find every attention, selecting from shared side operands where sites would be coupled."""
+def locate(program: fx.GraphModule, *, unit: Unit = "group", feed_forward: bool = False) -> Located:
+    """Find every attention and, if asked, every feed-forward block."""
+    located, cores = _attentions(program, unit)
+    if not feed_forward:
+        return located
+    weights = Weights(located.axis_map)
+    blocks = find_blocks(located.axis_map, weights, cores)
+    return replace(located, feed_forwards=tuple(blocks))
+
+
+def _attentions(program: fx.GraphModule, unit: Unit) -> tuple[Located, list[Core]]:
+    """Every attention, selecting from shared side operands where sites would be coupled."""
     select_at: dict[Use, int | None] = {}
     located, cores = _located(program, select_at)
     if not all(site.prunable for site in located.sites):
         located, cores = _freed(program, located, cores, select_at)
     if unit != "any":
-        return located
+        return located, cores
     places = {
         use: dimension
         for attention in located.attentions
         for use, dimension in repeated(located.axis_map, attention, cores).items()
     }
     if not places:
-        return located
-    single, _ = _located(program, select_at | places)
-    return Located(single.axis_map, tuple(map(_as_grouped, single.attentions, located.attentions)))
+        return located, cores
+    single, cores = _located(program, select_at | places)
+    attentions = map(_as_grouped, single.attentions, located.attentions)
+    return Located(single.axis_map, tuple(attentions)), cores
 
 
 def _freed(

@@ -10,7 +10,7 @@ from torch import nn
 
 from fxslim.examples import Inputs
 from fxslim.graph import attribute
-from fxslim.sites import AttentionSite, Projection
+from fxslim.sites import Projection, Site
 from fxslim.streams import LossFn, with_values
 
 __all__ = ["Magnitude", "Random", "WeightProduct", "per_query_head", "slices"]
@@ -29,14 +29,14 @@ def _slices_of(masked: nn.Module, projection: Projection) -> torch.Tensor:
     return slices(with_values(attribute(masked, name), name), projection)
 
 
-def per_query_head(values: torch.Tensor, site: AttentionSite) -> torch.Tensor:
+def per_query_head(values: torch.Tensor, site: Site) -> torch.Tensor:
     """Rows of KV heads given to each query head that shares them; others as they are."""
-    if len(values) == site.num_heads:
+    if len(values) == site.size:
         return values
     if len(site.unit) != len(values):
-        return values.repeat_interleave(site.num_heads // len(values), 0)
+        return values.repeat_interleave(site.size // len(values), 0)
     owner = {head: number for number, unit in enumerate(site.unit) for head in unit}
-    return values[[owner[head] for head in range(site.num_heads)]]
+    return values[[owner[head] for head in range(site.size)]]
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Magnitude:
     def score(
         self,
         masked: nn.Module,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
     ) -> dict[str, torch.Tensor]:
         """Needs no data."""
         scores: dict[str, torch.Tensor] = {}
         for site in sites:
-            total = torch.zeros(site.num_heads)
-            for projection in (*site.query, *site.key, *site.value, *site.output):
+            total = torch.zeros(site.size)
+            for projection in site.projections:
                 sizes = _slices_of(masked, projection).abs() ** self.order
                 mean = sizes.mean(dim=(1, 2)) ** (1 / self.order)
                 total += per_query_head(mean.cpu(), site)
@@ -79,25 +79,25 @@ class WeightProduct:
     def score(
         self,
         masked: nn.Module,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
     ) -> dict[str, torch.Tensor]:
         """Needs no data."""
         return {site.name: self._site(masked, site) for site in sites}
 
-    def _site(self, masked: nn.Module, site: AttentionSite) -> torch.Tensor:
-        total = torch.zeros(site.num_heads)
-        for out in site.output:
+    def _site(self, masked: nn.Module, site: Site) -> torch.Tensor:
+        total = torch.zeros(site.size)
+        for out in site.summed_by:
             o = _slices_of(masked, out)
-            for value in site.value:
+            for value in site.made_by:
                 v = per_query_head(_slices_of(masked, value), site)
                 if v.shape[1] == o.shape[1]:
                     squared = ((o @ o.mT) * (v @ v.mT)).sum(dim=(1, 2))
                 else:
                     squared = o.square().sum(dim=(1, 2)) * v.square().sum(dim=(1, 2))
                 total += squared.clamp_min(0).cpu()
-            if not site.value:
+            if not site.made_by:
                 total += o.square().sum(dim=(1, 2)).cpu()
         norms = total.sqrt()
         return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
@@ -116,10 +116,10 @@ class Random:
     def score(
         self,
         masked: nn.Module,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
     ) -> dict[str, torch.Tensor]:
         """Needs no data."""
         generator = torch.Generator().manual_seed(self.seed)
-        return {s.name: torch.rand(s.num_heads, generator=generator) for s in sites}
+        return {s.name: torch.rand(s.size, generator=generator) for s in sites}

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from fxslim.program import Program
 
-__all__ = ["each_part", "meta_of", "parts_of", "path_of", "with_parts"]
+__all__ = ["each_part", "full_name", "meta_of", "parts_of", "path_of", "with_parts"]
 
 
 def meta_of(module: nn.Module) -> dict[str, Any]:
@@ -25,6 +25,11 @@ def meta_of(module: nn.Module) -> dict[str, Any]:
 def path_of(part: nn.Module) -> str:
     """Where a part is in its model; empty if it is the model."""
     return cast(str, meta_of(part).get("path", ""))
+
+
+def full_name(part: nn.Module, name: str) -> str:
+    """What something in a part is called in the whole model."""
+    return ".".join(filter(None, (path_of(part), name)))
 
 
 def parts_of(module: nn.Module) -> dict[str, fx.GraphModule]:

@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass, field
 
 from fxslim.costs import Costs
 from fxslim.errors import PlanError, UnsupportedSite
-from fxslim.sites import AttentionSite
+from fxslim.sites import Site
 
 __all__ = ["PruningPlan", "check_plan"]
 
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """Which heads stay.
+    """Which heads stay; of feed-forward blocks, which channels.
 
     Attributes:
         kept: for each site by name, the numbers of the heads that stay, ascending.
         sparsity: the share of prunable heads that go.
         reached: what the slim model costs as a share of the dense one, by resource, where the costs
-            were given.
+            were given; "channels" are those of feed-forward blocks, where these were pruned.
     """
 
     kept: dict[str, list[int]]
@@ -32,7 +32,7 @@ class PruningPlan:
     def of(
         cls,
         kept: Mapping[str, Sequence[int]],
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         costs: Costs | None = None,
     ) -> PruningPlan:
         """The plan that keeps these heads; prunable sites that are not named stay whole.
@@ -42,7 +42,7 @@ class PruningPlan:
         Raises:
             PlanError, UnsupportedSite: the heads do not fit the sites, or `costs` other sites.
         """
-        whole = {s.name: list(range(s.num_heads)) for s in sites if s.prunable}
+        whole = {s.name: list(range(s.size)) for s in sites if s.prunable}
         chosen = whole | {name: sorted(heads) for name, heads in kept.items()}
         heads = sum(map(len, whole.values()))
         gone = sum(len(whole[name]) - len(chosen[name]) for name in whole)
@@ -76,7 +76,7 @@ class PruningPlan:
             ) from error
 
 
-def check_plan(chosen: PruningPlan, sites: Sequence[AttentionSite]) -> None:
+def check_plan(chosen: PruningPlan, sites: Sequence[Site]) -> None:
     """Refuse a plan that does not fit the sites.
 
     Raises:
@@ -90,9 +90,9 @@ def check_plan(chosen: PruningPlan, sites: Sequence[AttentionSite]) -> None:
             known = ", ".join(by_name) or "none"
             raise PlanError(f"the plan names site {name!r}; the sites are: {known}")
         site = by_name[name]
-        if sorted(set(kept)) != sorted(kept) or not set(kept) <= set(range(site.num_heads)):
-            raise PlanError(f"{name!r} has heads 0 to {site.num_heads - 1}, the plan keeps {kept}")
-        if len(kept) == site.num_heads:
+        if sorted(set(kept)) != sorted(kept) or not set(kept) <= set(range(site.size)):
+            raise PlanError(f"{name!r} has heads 0 to {site.size - 1}, the plan keeps {kept}")
+        if len(kept) == site.size:
             continue
         if not site.prunable:
             raise UnsupportedSite(f"{name!r} cannot be pruned: {site.reason}")
@@ -100,9 +100,10 @@ def check_plan(chosen: PruningPlan, sites: Sequence[AttentionSite]) -> None:
         _check_coupled(chosen, site, by_name)
 
 
-def _check_units(site: AttentionSite, kept: Sequence[int]) -> None:
+def _check_units(site: Site, kept: Sequence[int]) -> None:
     """Whole units stay; or, where the site is uneven, as many heads of every unit that stays."""
-    left = [len(set(unit) & set(kept)) for unit in site.unit]
+    stay = set(kept)
+    left = [len(stay.intersection(unit)) for unit in site.unit]
     if site.uneven:
         if len(set(left) - {0}) > 1:
             raise PlanError(
@@ -117,9 +118,7 @@ def _check_units(site: AttentionSite, kept: Sequence[int]) -> None:
             )
 
 
-def _check_coupled(
-    chosen: PruningPlan, site: AttentionSite, by_name: Mapping[str, AttentionSite]
-) -> None:
+def _check_coupled(chosen: PruningPlan, site: Site, by_name: Mapping[str, Site]) -> None:
     kept = _kept_places(site, chosen)
     for other in site.coupled:
         if _kept_places(by_name[other], chosen) != kept:
@@ -128,7 +127,7 @@ def _check_coupled(
             )
 
 
-def _kept_places(site: AttentionSite, chosen: PruningPlan) -> list[list[int]]:
+def _kept_places(site: Site, chosen: PruningPlan) -> list[list[int]]:
     """For each unit, which of its heads stay."""
-    kept = set(chosen.kept.get(site.name, range(site.num_heads)))
+    kept = set(chosen.kept.get(site.name, range(site.size)))
     return [[i for i, head in enumerate(unit) if head in kept] for unit in site.unit]

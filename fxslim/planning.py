@@ -15,7 +15,7 @@ from fxslim.errors import PlanError
 from fxslim.plan import PruningPlan
 from fxslim.scores import Scores
 from fxslim.selection import Problem, select
-from fxslim.sites import AttentionSite, Unit
+from fxslim.sites import Site, Unit
 from fxslim.targets import Scope, Target, check_reachable, in_scope, target_of
 from fxslim.units import Coupled, Head, couple
 
@@ -24,7 +24,7 @@ __all__ = ["check_target", "plan"]
 
 def plan(
     scores: Mapping[str, torch.Tensor],
-    sites: Sequence[AttentionSite],
+    sites: Sequence[Site],
     sparsity: float | None = None,
     *,
     budget: float | None = None,
@@ -83,7 +83,7 @@ def plan(
         if goes
         for head in unit_heads
     }
-    kept = {s.name: [h for h in range(s.num_heads) if (s.name, h) not in gone] for s in prunable}
+    kept = {s.name: [h for h in range(s.size) if (s.name, h) not in gone] for s in prunable}
     made = PruningPlan.of(kept, sites, costs)
     numbers = [len(c.units) - n for c, n in zip(coupled, removed.sum(1).tolist(), strict=True)]
     _say_shortfall(
@@ -133,13 +133,13 @@ def check_target(
         raise ValueError(f"the costs are those of unit={costs.unit!r}, the plan has {unit!r}")
 
 
-def _checked(scores: Mapping[str, torch.Tensor], site: AttentionSite) -> list[float]:
+def _checked(scores: Mapping[str, torch.Tensor], site: Site) -> list[float]:
     if site.name not in scores:
         raise ValueError(f"no scores for site {site.name!r}")
     values = torch.as_tensor(scores[site.name])
-    if tuple(values.shape) != (site.num_heads,):
+    if tuple(values.shape) != (site.size,):
         raise ValueError(
-            f"scores of {site.name!r} have shape {tuple(values.shape)}, not ({site.num_heads},)"
+            f"scores of {site.name!r} have shape {tuple(values.shape)}, not ({site.size},)"
         )
     if not values.isfinite().all():
         raise ValueError(f"scores of {site.name!r} are not finite: {values.tolist()}")

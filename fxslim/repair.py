@@ -13,9 +13,9 @@ from fxslim.examples import Inputs, as_inputs, call_with
 from fxslim.locate import locate_parts
 from fxslim.matrices import Product, product_of
 from fxslim.parts import each_part, meta_of, parts_of
+from fxslim.placed import Located
 from fxslim.program import copy_program
 from fxslim.refit import refit
-from fxslim.sites import Located
 from fxslim.walk import Call
 from fxslim.weights import Weights
 
@@ -71,7 +71,7 @@ def _products(located: Located) -> tuple[list[Product], set[str]]:
             product = product_of(weights, node, operand)
             if product is not None:
                 found.append(product)
-    return found, {node.name for a in located.attentions for node, _ in a.ends}
+    return found, {node.name for a in located.placed for node, _ in a.ends}
 
 
 def _calls(model: nn.Module, path: str, batches: list[Inputs]) -> list[Call]:

@@ -15,13 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from fxslim.sites import AttentionSite, Site
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import JustifyMethod
 
     from fxslim.measure import Totals
     from fxslim.plan import PruningPlan
-    from fxslim.sites import AttentionSite
 
 __all__ = ["human", "save_heatmap", "site_table", "totals_table"]
 
@@ -42,7 +43,7 @@ def human(number: float) -> str:
 
 
 def site_table(
-    sites: Sequence[AttentionSite],
+    sites: Sequence[Site],
     plan: PruningPlan | None = None,
     scores: Mapping[str, Tensor] | None = None,
     *,
@@ -52,7 +53,7 @@ def site_table(
     """One row a site; below the table, the sites that cannot be pruned and why.
 
     Args:
-        sites: What `fxslim.find_attention` returned.
+        sites: What `fxslim.find_attention` (and `fxslim.find_feed_forward`) returned.
         plan: Which heads stay; without it, the heads as they are.
         scores: A score for every head of a site; adds a column with their range.
         dense: The module the sites were found in; adds a column with the sizes of the parameters
@@ -90,20 +91,22 @@ def _table(first: str, **columns: JustifyMethod) -> Table:
     return table
 
 
-def _kind(site: AttentionSite) -> str:
+def _kind(site: Site) -> str:
+    if not isinstance(site, AttentionSite):
+        return "ffn"
     return f"{site.kind}\ncross" if site.is_cross else site.kind
 
 
-def _heads(site: AttentionSite, plan: PruningPlan | None) -> str:
-    before = f"{site.num_heads}"
-    if site.num_kv_heads != site.num_heads:
+def _heads(site: Site, plan: PruningPlan | None) -> str:
+    before = f"{site.size}"
+    if isinstance(site, AttentionSite) and site.num_kv_heads != site.num_heads:
         before += f" ({site.num_kv_heads} kv)"
     if plan is None or site.name not in plan.kept:
         return before
     return f"{before} → {len(plan.kept[site.name])}"
 
 
-def _verdict(site: AttentionSite, scores: Mapping[str, Tensor] | None) -> str:
+def _verdict(site: Site, scores: Mapping[str, Tensor] | None) -> str:
     if not site.prunable:
         return "refused"
     if not scores:
@@ -114,7 +117,7 @@ def _verdict(site: AttentionSite, scores: Mapping[str, Tensor] | None) -> str:
     return f"{score.min().item():.2g}…{score.max().item():.2g}"
 
 
-def _refusals(sites: Sequence[AttentionSite]) -> str:
+def _refusals(sites: Sequence[Site]) -> str:
     """Every reason once, after the names of the sites that share it."""
     names: dict[str, list[str]] = {}
     for site in sites:
@@ -129,9 +132,8 @@ def _parameter_sizes(module: nn.Module) -> dict[str, int]:
     return {name: parameter.numel() for name, parameter in named}
 
 
-def _site_parameters(site: AttentionSite, sizes: Mapping[str, int]) -> int:
-    projections = (*site.query, *site.key, *site.value, *site.output)
-    names = {name for p in projections for name in (p.weight, p.bias) if name is not None}
+def _site_parameters(site: Site, sizes: Mapping[str, int]) -> int:
+    names = {name for p in site.projections for name in (p.weight, p.bias) if name is not None}
     return sum(sizes.get(name, 0) for name in names)
 
 

@@ -14,7 +14,7 @@ from fxslim.axes import Axis, leaves, resolve
 from fxslim.calls import Contraction
 from fxslim.cores import Core
 from fxslim.follow import closure
-from fxslim.sites import Attention
+from fxslim.placed import Attention
 
 __all__ = ["ROLES", "operands_of", "read_beside", "repeated", "side_operands"]
 

@@ -13,7 +13,9 @@ the result is deterministic.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -50,13 +52,14 @@ def select(problem: Problem) -> torch.Tensor:
     With interactions, the better of two: removed with them in view, or as if there were none; both
     rearranged with them in view.
     """
+    other = _Selection(problem, None)
+    other.merge()
+    if problem.pairs is None:
+        other.rearrange()
+        return other.removed
     found = _Selection(problem, problem.pairs)
     found.descend()
     found.rearrange()
-    if problem.pairs is None:
-        return found.removed
-    other = _Selection(problem, None)
-    other.descend()
     other.interact(problem.pairs)
     other.rearrange()
     return min(found, other, key=_Selection.quality).removed
@@ -88,14 +91,49 @@ class _Selection:
 
     # ------------------------------------------------------------------------------------- phases
 
+    def merge(self) -> None:
+        """What `descend` does, where units do not interact: a choice loses them in a known order.
+
+        The steps of all choices are merged by what they lose for what they save; one that comes
+        after a dearer one of its choice follows right after that.
+        """
+        p, total, full = self.problem, self.total(), set[int]()
+        steps = [step for n in self.choices.tolist() for step in self._steps(n)]
+        gone = [0] * len(p.units)
+        for rank, choice, number, saved in sorted(steps, key=lambda step: step[0]):
+            if rank > -math.inf and (choice in full or total <= p.upper or total - saved < p.lower):
+                full.add(choice)
+                continue
+            gone[choice] += number
+            total -= saved
+        order = p.loss.argsort(dim=1, stable=True)
+        for row, columns, number in zip(self.removed, order, gone, strict=True):
+            row[columns[:number]] = True
+        self.kept = p.units - torch.tensor(gone)
+
+    def _steps(self, choice: int) -> list[tuple[float, int, int, float]]:
+        """(rank, choice, units, what they save): the steps by which a choice may be narrowed."""
+        p = self.problem
+        allowed, cost = p.allowed[choice].tolist(), p.cost[choice].tolist()
+        size = int(p.units[choice])
+        loss = [0.0, *accumulate(p.loss[choice].sort(stable=True).values[:size].tolist())]
+        levels = _levels(size, allowed, cost)
+        steps, rank = [], -math.inf
+        for high, low in pairwise(levels):
+            saved = cost[high] - cost[low]
+            if allowed[high]:
+                rank = max(rank, (loss[size - low] - loss[size - high]) / saved)
+            steps.append((rank, choice, high - low, saved))
+        return steps
+
     def descend(self) -> None:
         """Remove units to the target, those first that lose the least for what they save."""
-        p, below = self.problem, _below(self.problem)
+        p = self.problem
         while True:
             total, forced = self.total(), ~p.allowed[self.choices, self.kept]
             if total <= p.upper and not forced.any():
                 return
-            level = below[self.choices, self.kept]
+            level = self._below()
             step = self.kept - level
             saved = self._at(self.kept) - self._at(level)
             fits = (level >= 0) & (forced if forced.any() else total - saved >= p.lower)
@@ -114,7 +152,7 @@ class _Selection:
 
     def _restore(self) -> bool:
         """Restore the units of a choice that gain the most for what they cost, if any can be."""
-        p, level = self.problem, _above(self.problem)[self.choices, self.kept]
+        p, level = self.problem, self._above()
         step, paid = level - self.kept, self._at(level) - self._at(self.kept)
         fits = (level >= 0) & (self.total() + paid <= p.upper)
         gain, units = self._chunks(step.where(fits, 0), ~self.removed, largest=True)
@@ -137,7 +175,10 @@ class _Selection:
             return False
         if self.pairs is None and marginal[gone].max() <= marginal[kept].min():
             return False
-        for unit in gone[marginal[gone].argsort(descending=True, stable=True)].tolist():
+        dearest = gone[marginal[gone].argsort(descending=True, stable=True)].tolist()
+        if self.pairs is None:  # of each choice, the others are no better to restore
+            dearest = list({unit // p.loss.shape[1]: unit for unit in reversed(dearest)}.values())
+        for unit in dearest:
             change = self._changes(unit, upper)
             other = int(change.argmin())
             if change[other] < -enough:
@@ -145,6 +186,23 @@ class _Selection:
         return self.quality() < before
 
     # -------------------------------------------------------------------------------------- steps
+
+    def _below(self) -> torch.Tensor:
+        """(choices,): the next number that is allowed and costs less; -1 if there is none.
+
+        From a number that is not allowed, the next that is.
+        """
+        allowed, cost = self.problem.allowed, self.problem.cost
+        numbers, kept = torch.arange(cost.shape[1]), self.kept[:, None]
+        cheaper = (cost < cost.gather(1, kept)) | ~allowed.gather(1, kept)
+        return numbers.where(allowed & cheaper & (numbers < kept), -1).amax(1)
+
+    def _above(self) -> torch.Tensor:
+        """(choices,): the next larger number that is allowed; -1 if there is none."""
+        size = self.problem.cost.shape[1]
+        numbers = torch.arange(size)
+        nearest = numbers.where(self.problem.allowed & (numbers > self.kept[:, None]), size).amin(1)
+        return nearest.where(nearest < size, -1)
 
     def _at(self, kept: torch.Tensor) -> torch.Tensor:
         """(choices,): the cost of each with so many units kept."""
@@ -194,22 +252,14 @@ class _Selection:
                 self.added += sign * self.pairs[unit].view_as(self.added)
 
 
-def _below(problem: Problem) -> torch.Tensor:
-    """(choices, units + 1): the next number that is allowed and costs less; -1 if there is none.
+def _levels(size: int, allowed: Sequence[bool], cost: Sequence[float]) -> list[int]:
+    """All units, and then each smaller number that is allowed and costs less than the one before.
 
-    From a number that is not allowed, the next that is.
+    After a number that is not allowed, the next that is.
     """
-    allowed, cost = problem.allowed, problem.cost
-    numbers = torch.arange(cost.shape[1])
-    cheaper = (cost[:, None, :] < cost[:, :, None]) | ~allowed[:, :, None]
-    reached = allowed[:, None, :] & (numbers < numbers[:, None]) & cheaper
-    return numbers.where(reached, -1).amax(2)
-
-
-def _above(problem: Problem) -> torch.Tensor:
-    """(choices, units + 1): the next larger number that is allowed; -1 if there is none."""
-    size = problem.cost.shape[1]
-    numbers = torch.arange(size)
-    reached = problem.allowed[:, None, :] & (numbers > numbers[:, None])
-    nearest = numbers.where(reached, size).amin(2)
-    return nearest.where(nearest < size, -1)
+    levels = [size]
+    for number in range(size - 1, -1, -1):
+        last = levels[-1]
+        if allowed[number] and (cost[number] < cost[last] or not allowed[last]):
+            levels.append(number)
+    return levels

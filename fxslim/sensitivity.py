@@ -14,7 +14,7 @@ from fxslim.graph import attribute
 from fxslim.magnitudes import per_query_head, slices
 from fxslim.masks import head_masks
 from fxslim.progress import tracked
-from fxslim.sites import AttentionSite
+from fxslim.sites import Site
 from fxslim.streams import LossFn, averages, check_values, given, reduce_sum
 
 __all__ = ["Sensitivity", "Snip", "loss_of"]
@@ -38,7 +38,7 @@ class Sensitivity:
     def score(
         self,
         masked: nn.Module,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
     ) -> dict[str, torch.Tensor]:
@@ -72,15 +72,15 @@ class Snip:
     def score(
         self,
         masked: nn.Module,
-        sites: Sequence[AttentionSite],
+        sites: Sequence[Site],
         calibration: Iterable[Inputs] | None = None,
         loss_fn: LossFn | None = None,
     ) -> dict[str, torch.Tensor]:
         """Needs calibration batches, and a loss of the output (or an output with `.loss`)."""
-        used = [(s, p) for s in sites for p in (*s.query, *s.key, *s.value, *s.output)]
+        used = [(s, p) for s in sites for p in s.projections]
         names = list(dict.fromkeys(projection.weight for _, projection in used))
         weights = {name: attribute(masked, name) for name in names}
-        scores = {site.name: torch.zeros(site.num_heads) for site in sites}
+        scores = {site.name: torch.zeros(site.size) for site in sites}
         for gradients in _gradients(masked, list(weights.values()), calibration, loss_fn):
             products = {
                 name: torch.zeros_like(weight) if gradient is None else (weight * gradient).detach()

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
-import torch
 from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap
-from fxslim.axes import Axis, leaves, size
+from fxslim.axes import Axis, leaves
 from fxslim.cores import Core
-from fxslim.parts import path_of
+from fxslim.parts import full_name
+from fxslim.placed import Attention, Head, positions_along
 from fxslim.positions import coordinates, tells_groups
-from fxslim.sites import Attention, AttentionSite, Head, Projection
+from fxslim.sites import AttentionSite, Projection
 from fxslim.weights import Weights
 
-__all__ = ["SiteBuilder"]
+__all__ = ["SiteBuilder", "blocked_by"]
 
 
 class SiteBuilder:
@@ -30,7 +30,6 @@ class SiteBuilder:
         self.weights = weights
         self.cores = cores
         self.all_cores = all_cores
-        self.path = path_of(axis_map.program)
         self.leaves = list(dict.fromkeys(leaf for core in cores for leaf in core.heads))
         self.heads = self._heads()
         ends = {(node, c.operand, c.dimension): c for core in cores for node, c in core.ends}
@@ -108,26 +107,13 @@ class SiteBuilder:
             return "there is one head only, so there is no head axis to cut"
         for head in self.heads:
             if all(axis.block for axis in head):
-                return self._blocked(next(iter(head)))
+                return blocked_by(self.axis_map, next(iter(head)), "the head axis")
         if not self.ends:
             return "no output projection sums over its heads"
         for node, contraction in self.ends:
             if self.weights.summed_with(node, contraction) is None:
                 return f"{graph.user_name(node)} sums over the heads without a weight"
         return self._summed_elsewhere()
-
-    def _blocked(self, axis: Axis) -> str:
-        assert axis.block is not None
-        node = next((n for n in self.axis_map.dims if n.name == axis.block.where), None)
-        if axis.block.unruled and node is not None:
-            return (
-                f"{graph.user_name(node)}: {axis.block.why}, so its effect on the heads is "
-                "unknown; a row in fxslim/rules.py makes it known"
-            )
-        where = graph.user_name(node) if node is not None else "the graph"
-        if axis.block.why.startswith("is "):
-            return f"the head axis {axis.block.why}: {where}; capture the model without it"
-        return f"{where} {axis.block.why.replace(' it', ' the head axis', 1)}"
 
     def _summed_elsewhere(self) -> str:
         known = {(n, c.operand, c.dimension) for core in self.all_cores for n, c in core.ends}
@@ -170,9 +156,11 @@ class SiteBuilder:
             if carried:
                 shared = carried if own else _shared(carried, dim)
                 others = [leaf for leaf in carried if leaf not in shared]
-                index = _positions(self.heads, shared, dim, others)
-                bias = bias and self._full(bias)
-                yield Projection(self._full(str(weight.target)), bias, position, index)
+                index = positions_along(self.heads, shared, dim, others)
+                bias = bias and full_name(self.axis_map.program, bias)
+                yield Projection(
+                    full_name(self.axis_map.program, str(weight.target)), bias, position, index
+                )
 
     # --------------------------------------------------------------------------------------- name
 
@@ -181,11 +169,25 @@ class SiteBuilder:
         paths = [graph.module_path(node).split(".") for node in nodes]
         shared = list(takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False)))
         common = ".".join(names[0] for names in shared)
-        return self._full(common or graph.module_path(self.cores[0].node)) or "attention"
+        return (
+            full_name(self.axis_map.program, common or graph.module_path(self.cores[0].node))
+            or "attention"
+        )
 
-    def _full(self, name: str) -> str:
-        """A name as it is in the whole model, of which this program may be a part."""
-        return ".".join(filter(None, (self.path, name)))
+
+def blocked_by(axis_map: AxisMap, axis: Axis, what: str) -> str:
+    """What reads `axis` as a whole, in words that call it `what`."""
+    assert axis.block is not None
+    node = next((n for n in axis_map.dims if n.name == axis.block.where), None)
+    if axis.block.unruled and node is not None:
+        return (
+            f"{graph.user_name(node)}: {axis.block.why}, so its effect on the heads is "
+            "unknown; a row in fxslim/rules.py makes it known"
+        )
+    where = graph.user_name(node) if node is not None else "the graph"
+    if axis.block.why.startswith("is "):
+        return f"{what} {axis.block.why}: {where}; capture the model without it"
+    return f"{where} {axis.block.why.replace(' it', f' {what}', 1)}"
 
 
 def _along(core: Core, leaf: Axis) -> list[int]:
@@ -199,25 +201,3 @@ def _shared(carried: Sequence[Axis], dim: tuple[Axis, ...]) -> Sequence[Axis]:
     kinds = {tuple(at for at, c in enumerate(place) if c >= 0) for place in columns}
     fewer = [kind for kind in kinds if kind and any(set(kind) < set(other) for other in kinds)]
     return [carried[at] for at in min(fewer, key=len)] if fewer else carried
-
-
-def _positions(
-    heads: Sequence[Head],
-    carried: Sequence[Axis],
-    dim: tuple[Axis, ...],
-    without: Sequence[Axis] = (),
-) -> torch.Tensor:
-    """(heads, positions per head) of `dim`; heads that `carried` does not tell apart are one."""
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for head in heads:
-        rows.setdefault(tuple(head.get(leaf, -1) for leaf in carried), [])
-    columns = [coordinates(dim, leaf) for leaf in carried]
-    free = set(range(size(dim))).difference(
-        *([at for at, c in enumerate(coordinates(dim, leaf)) if c >= 0] for leaf in without)
-    )
-    for position, coordinate in enumerate(zip(*columns, strict=True)):
-        if coordinate in rows and position in free:
-            rows[coordinate].append(position)
-    width = min(len(row) for row in rows.values())
-    assert all(len(row) == width for row in rows.values())
-    return torch.tensor(list(rows.values()), dtype=torch.long).reshape(len(rows), width)

@@ -1,4 +1,4 @@
-"""Sites: the attentions of a program, each prunable or with the reason why not.
+"""Sites: attentions and feed-forward blocks of a program, prunable or with the reason why not.
 
 An attention is a core (scores from two activations, normalised along the key length, summed with a
 third) between projections.  Its *head axes* are leaves of the probabilities that come out of the
@@ -8,17 +8,13 @@ over only by output projections that the core's context reaches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
-from torch import fx
 
-from fxslim.analysis import AxisMap
-from fxslim.axes import Axis
-from fxslim.calls import Contraction
-
-__all__ = ["Attention", "AttentionSite", "Head", "Located", "Projection", "Unit"]
+__all__ = ["AttentionSite", "FeedForwardSite", "Projection", "Site", "Unit"]
 
 
 Unit = Literal["group", "query", "any"]
@@ -27,7 +23,7 @@ Unit = Literal["group", "query", "any"]
 
 @dataclass(frozen=True)
 class Projection:
-    """A weight that carries heads.
+    """A weight that carries heads, or channels of a feed-forward block.
 
     Attributes:
         weight: the weight's name in the model's state dict.
@@ -41,6 +37,53 @@ class Projection:
     bias: str | None
     dim: int
     index: torch.Tensor = field(repr=False, compare=False)
+
+
+class Site(Protocol):
+    """What can lose a part of itself: an attention its heads, a feed-forward block its channels.
+
+    Scores, plans, masks and repair know no more of it than this.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in a plan; unique."""
+
+    @property
+    def size(self) -> int:
+        """How many heads (or channels) it has."""
+
+    @property
+    def unit(self) -> Sequence[tuple[int, ...]]:
+        """The heads that go together, as groups of head numbers."""
+
+    @property
+    def uneven(self) -> bool:
+        """Whether each group can keep other heads, as many as the others keep."""
+
+    @property
+    def coupled(self) -> tuple[str, ...]:
+        """Names of the sites that must keep the same heads."""
+
+    @property
+    def prunable(self) -> bool:
+        """Whether heads can be removed."""
+
+    @property
+    def reason(self) -> str:
+        """Why not, in words, if not."""
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All weights that carry the heads."""
+
+    @property
+    def made_by(self) -> tuple[Projection, ...]:
+        """The weights that make what a head hands on: its values."""
+
+    @property
+    def summed_by(self) -> tuple[Projection, ...]:
+        """The weights that sum over the heads: output projections."""
 
 
 @dataclass(frozen=True)
@@ -80,37 +123,78 @@ class AttentionSite:
     reason: str
     cores: tuple[str, ...]
 
-
-Head = dict[Axis, int]
-"""A head by its coordinates along the head axes."""
-
-
-@dataclass(frozen=True)
-class Attention:
-    """A site with its place in the graph: what the passes need beyond the plain data.
-
-    Attributes:
-        heads: the coordinates of each head.
-        units: for each head, the free axis along which it is removed.
-        within: the axis of the query heads within a KV group, if each group can keep others.
-        ends: the uses (user, operand, dimension) at which the context's heads are summed over.
-    """
-
-    site: AttentionSite
-    heads: tuple[Head, ...]
-    units: tuple[Axis, ...]
-    within: Axis | None
-    ends: tuple[tuple[fx.Node, Contraction], ...]
-
-
-@dataclass(frozen=True)
-class Located:
-    """All attentions of a program and the axis map that they refer to."""
-
-    axis_map: AxisMap
-    attentions: tuple[Attention, ...]
+    @property
+    def size(self) -> int:
+        """The number of (query) heads."""
+        return self.num_heads
 
     @property
-    def sites(self) -> list[AttentionSite]:
-        """The plain data of every attention."""
-        return [attention.site for attention in self.attentions]
+    def projections(self) -> tuple[Projection, ...]:
+        """All weights that carry the heads."""
+        return (*self.query, *self.key, *self.value, *self.output)
+
+    @property
+    def made_by(self) -> tuple[Projection, ...]:
+        """The value projections."""
+        return self.value
+
+    @property
+    def summed_by(self) -> tuple[Projection, ...]:
+        """The output projections."""
+        return self.output
+
+
+@dataclass(frozen=True)
+class FeedForwardSite:
+    """The channels of a feed-forward block; a layer that is called several times is one site.
+
+    Attributes:
+        name: the path of the down projection, unique.
+        channels: how many there are between the projections.
+        up: the weights that bring the channels in: up and gate projections.
+        down: the weights that sum over them.
+        prunable: whether channels can be removed.
+        reason: why not, in words, if not.
+    """
+
+    name: str
+    channels: int
+    up: tuple[Projection, ...]
+    down: tuple[Projection, ...]
+    prunable: bool
+    reason: str
+
+    @property
+    def size(self) -> int:
+        """The number of channels."""
+        return self.channels
+
+    @property
+    def unit(self) -> Sequence[tuple[int, ...]]:
+        """Every channel goes by itself."""
+        return [(channel,) for channel in range(self.channels)]
+
+    @property
+    def uneven(self) -> bool:
+        """Channels have no groups."""
+        return False
+
+    @property
+    def coupled(self) -> tuple[str, ...]:
+        """None: blocks that share weights are one site."""
+        return ()
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All weights that carry the channels."""
+        return (*self.up, *self.down)
+
+    @property
+    def made_by(self) -> tuple[Projection, ...]:
+        """The up and gate projections."""
+        return self.up
+
+    @property
+    def summed_by(self) -> tuple[Projection, ...]:
+        """The down projections."""
+        return self.down

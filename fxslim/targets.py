@@ -65,9 +65,9 @@ def _row(costs: Costs, choice: Coupled) -> list[float]:
     """The cost with so many units, at most."""
     site = choice.sites[0]
     row = costs.sites.get(site.name)
-    if row is None or len(row) != site.num_heads + 1:
+    if row is None or len(row) != site.size + 1:
         raise ValueError(
-            f"the costs have no row of {site.num_heads + 1} numbers for {site.name!r}; "
+            f"the costs have no row of {site.size + 1} numbers for {site.name!r}; "
             "fxslim.cost makes them for this program and unit"
         )
     return [row[heads] for heads in choice.most(site)]
@@ -133,21 +133,23 @@ def _same_number(
 
     Smaller sites stay whole; so do those of which every head is held.
     """
-    for heads in range(max(choice.sites[0].num_heads for choice in coupled), -1, -1):
+    fitting = [
+        {} if choice.is_held(held) else _by_heads(choice, row)
+        for choice, row in zip(coupled, allowed, strict=True)
+    ]
+    for heads in range(max(choice.sites[0].size for choice in coupled), -1, -1):
         numbers = [
-            len(choice.units) if choice.is_held(held) else _with_heads(choice, row, heads)
-            for choice, row in zip(coupled, allowed, strict=True)
+            fits.get(min(heads, choice.sites[0].size)) if fits else len(choice.units)
+            for choice, fits in zip(coupled, fitting, strict=True)
         ]
         if None not in numbers:
             yield [number for number in numbers if number is not None]
 
 
-def _with_heads(choice: Coupled, row: Sequence[bool], heads: int) -> int | None:
-    """How many units are so many heads of a site, if that is allowed."""
+def _by_heads(choice: Coupled, row: Sequence[bool]) -> dict[int, int]:
+    """By how many heads of a site stay, the number of units that are so many, where allowed."""
     counts = choice.fewest(choice.sites[0])
-    wanted = min(heads, counts[-1])
-    number = counts.index(wanted) if wanted in counts else None
-    return number if number is not None and row[number] else None
+    return {heads: number for number, heads in reversed(list(enumerate(counts))) if row[number]}
 
 
 def check_reachable(allowed: Allowed, target: Target, costs: Costs | None) -> None:

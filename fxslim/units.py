@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-from fxslim.sites import AttentionSite, Unit
+from fxslim.sites import Site, Unit
 
 __all__ = ["Coupled", "couple"]
 
@@ -24,7 +24,7 @@ class Coupled:
         units: what goes at a time; a head is in one of them.
     """
 
-    sites: tuple[AttentionSite, ...]
+    sites: tuple[Site, ...]
     units: tuple[tuple[Head, ...], ...]
 
     @property
@@ -36,20 +36,20 @@ class Coupled:
         """Whether no unit can go, because a head of each is among `held`."""
         return all(any(head in held for head in heads) for heads in self.units)
 
-    def fewest(self, site: AttentionSite) -> list[int]:
+    def fewest(self, site: Site) -> list[int]:
         """How many heads of `site` are in so many units (0, 1, ...), at least."""
         return [0, *accumulate(sorted(self._sizes(site)))]
 
-    def most(self, site: AttentionSite) -> list[int]:
+    def most(self, site: Site) -> list[int]:
         """How many heads of `site` are in so many units, at most: the same, if all are alike."""
         return [0, *accumulate(sorted(self._sizes(site), reverse=True))]
 
-    def _sizes(self, site: AttentionSite) -> list[int]:
+    def _sizes(self, site: Site) -> list[int]:
         return [sum(name == site.name for name, _ in heads) for heads in self.units]
 
 
 def couple(
-    sites: Sequence[AttentionSite],
+    sites: Sequence[Site],
     unit: Unit,
     scores: Mapping[Head, float],
     held: Collection[Head] = (),
@@ -82,7 +82,7 @@ def couple(
     return found
 
 
-_Column = tuple[tuple[int, ...], ...]
+_Column = Sequence[tuple[int, ...]]
 
 
 def _rounds(

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxslim.follow import closure
-from fxslim.graph import is_tensor, operator_name
+from fxslim.graph import is_tensor, moves, operator_name
 from fxslim.matrices import Product, as_matrix
 from fxslim.walk import Walk
 
@@ -130,20 +130,11 @@ def use_of(walk: Walk, product: Product, node: fx.Node, dense: Mapping[str, fx.N
                 total = dense[user.name]
                 return Use(product, node, walk.place[node], tuple(chain), tensors[0], same, total)
             break
-        if not _moves(user):
+        if not moves(user):
             break
         chain.append(user)
         last = user
     return Use(product, node, walk.place[node], (), None, same, same)
-
-
-def _moves(node: fx.Node) -> bool:
-    """Whether an operator moves, scales or shifts the elements of its one activation."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    return node.target.is_view or operator_name(node) in _MOVING
-
-
-_MOVING = {"_unsafe_view", "add", "clone", "div", "mul", "neg", "reshape", "sub"}
 
 
 def readers(walk: Walk) -> dict[int, set[fx.Node]]:

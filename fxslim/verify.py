@@ -14,9 +14,10 @@ from fxslim.errors import VerificationError
 from fxslim.examples import Inputs, as_inputs
 from fxslim.masks import head_masks, restored, set_masks
 from fxslim.parts import each_part, parts_of
+from fxslim.placed import Placed
 from fxslim.plan import PruningPlan
 from fxslim.program import flat_inputs
-from fxslim.sites import Attention
+from fxslim.sites import Site
 
 __all__ = ["verify"]
 
@@ -30,7 +31,7 @@ def verify(
     slim: nn.Module,
     masked: nn.Module,
     plan: PruningPlan,
-    attentions: Sequence[Attention] = (),
+    placed: Sequence[Placed[Site]] = (),
     inputs: Inputs | None = None,
 ) -> float | None:
     """Compare slim and masked on `inputs`, or on the example that the program was captured with.
@@ -51,12 +52,12 @@ def verify(
     with restored(head_masks(masked, list(plan.kept)).values()):
         set_masks(masked, plan.kept)
         return max(
-            _compare(_quiet(one), _quiet(other), given, attentions) for one, other, given in pairs
+            _compare(_quiet(one), _quiet(other), given, placed) for one, other, given in pairs
         )
 
 
 def _compare(
-    slim: nn.Module, masked: nn.Module, inputs: _Given, attentions: Sequence[Attention]
+    slim: nn.Module, masked: nn.Module, inputs: _Given, placed: Sequence[Placed[Site]]
 ) -> float:
     """The largest difference; raises where it is more than rounding."""
     args, kwargs = inputs
@@ -68,7 +69,7 @@ def _compare(
     for i, (a, b) in enumerate(zip(expected, got, strict=True)):
         difference, allowed = _difference(a, b)
         if not difference <= allowed:
-            where = _first_difference(slim, masked, inputs, attentions)
+            where = _first_difference(slim, masked, inputs, placed)
             raise VerificationError(
                 f"output {i} of the slim program differs from the masked one by {difference:.3g} "
                 f"(rounding allows {allowed:.3g}); {where}"
@@ -131,10 +132,10 @@ def _dropout_arguments(node: fx.Node) -> dict[str, int]:
 
 
 def _first_difference(
-    slim: nn.Module, masked: nn.Module, inputs: _Given, attentions: Iterable[Attention]
+    slim: nn.Module, masked: nn.Module, inputs: _Given, placed: Iterable[Placed[Site]]
 ) -> str:
     """Which site's output projection is the first to differ."""
-    watched = {node.name: a.site.name for a in attentions for node, _ in a.ends}
+    watched = {node.name: one.site.name for one in placed for node, _ in one.ends}
     if not (isinstance(slim, fx.GraphModule) and isinstance(masked, fx.GraphModule)):
         return "compare part by part (without inputs) to learn where"
     values = [_record(program, inputs, set(watched)) for program in (masked, slim)]

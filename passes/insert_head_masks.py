@@ -19,9 +19,10 @@ from fxslim.masks import mask_name
 from fxslim.matrices import product_of
 from fxslim.parts import path_of
 from fxslim.passes.base import GraphPass, check_analysed, infer_shapes, isolate
+from fxslim.placed import Head, Located, Placed
 from fxslim.positions import coordinates
 from fxslim.program import copy_program
-from fxslim.sites import Attention, Head, Located
+from fxslim.sites import Site
 from fxslim.weights import Weights
 
 __all__ = ["InsertHeadMasks"]
@@ -57,46 +58,46 @@ class InsertHeadMasks(GraphPass):
             raise ValueError("the program has head masks already; set those, or mask the original")
         masked, places = copy_program(graph_module)
         masked.add_submodule("head_masks", nn.Module())
-        attentions = [a for a in self.located.attentions if a.site.prunable]
+        placed = [one for one in self.located.placed if one.site.prunable]
         contexts: list[Context] = []
-        for attention in attentions:
-            mask = self._add_mask(masked, attention)
-            for number, (user, contraction) in enumerate(attention.ends):
+        for one in placed:
+            mask = self._add_mask(masked, one)
+            for number, (user, contraction) in enumerate(one.ends):
                 dims = self.located.axis_map.seen_by(user, contraction.operand)
                 index = f"{mask.target}/index{number}"
                 product = _multiply(
-                    places[user], places[contraction.operand], dims, attention, mask, index
+                    places[user], places[contraction.operand], dims, one, mask, index
                 )
-                contexts += self._context(attention, user, contraction.operand, product)
+                contexts += self._context(one, user, contraction.operand, product)
         infer_shapes(masked)
         masked.meta["contexts"] = contexts
-        masked.meta["sites"] = [attention.site for attention in attentions]
-        return PassResult(masked, bool(attentions))
+        masked.meta["sites"] = [one.site for one in placed]
+        return PassResult(masked, bool(placed))
 
     def _context(
-        self, attention: Attention, user: fx.Node, operand: fx.Node, product: fx.Node
+        self, placed: Placed[Site], user: fx.Node, operand: fx.Node, product: fx.Node
     ) -> list[Context]:
         """What `user` multiplies by a weight, if it sums over all that carries heads."""
         axis_map = self.located.axis_map
         found = product_of(self._weights, user, operand)
         dims = axis_map.seen_by(user, operand)
-        axes = {axis for head in attention.heads for axis in head}
+        axes = {axis for head in placed.heads for axis in head}
         carrying = {d for d, dim in enumerate(dims) if set(leaves(dim)) & axes}
         if found is None or not carrying <= set(found.features):
             return []
         summed = tuple(dims[d] for d in found.features)
         if any(is_symbolic(size(dim)) for dim in summed):
             return []
-        heads = _head_of_each_position(attention, summed).expand([size(dim) for dim in summed])
+        heads = _head_of_each_position(placed, summed).expand([size(dim) for dim in summed])
         samples = _batch_dimension(axis_map.program, operand)
         part = path_of(axis_map.program)
-        name = attention.site.name
+        name = placed.site.name
         return [Context(name, part, product.name, found, samples, heads.flatten())]
 
-    def _add_mask(self, masked: fx.GraphModule, attention: Attention) -> fx.Node:
-        target = mask_name(attention.site.name)
-        like = attention.ends[0][1].operand.meta["val"]
-        ones = torch.ones(len(attention.heads), dtype=like.dtype, device=like.device)
+    def _add_mask(self, masked: fx.GraphModule, placed: Placed[Site]) -> fx.Node:
+        target = mask_name(placed.site.name)
+        like = placed.ends[0][1].operand.meta["val"]
+        ones = torch.ones(len(placed.heads), dtype=like.dtype, device=like.device)
         owner, name = masked.get_submodule("head_masks"), target.removeprefix("head_masks.")
         if self.trainable:
             owner.register_parameter(name, nn.Parameter(ones))
@@ -107,19 +108,19 @@ class InsertHeadMasks(GraphPass):
 
 
 def _multiply(
-    user: fx.Node, operand: fx.Node, dims: Dims, attention: Attention, mask: fx.Node, index: str
+    user: fx.Node, operand: fx.Node, dims: Dims, placed: Placed[Site], mask: fx.Node, index: str
 ) -> fx.Node:
     """Multiply `operand`, as `user` sees it, by the mask of each position's head."""
     graph = user.graph
     masks = cast("nn.Module", graph.owning_module).get_submodule("head_masks")
-    axes = {axis for head in attention.heads for axis in head}
+    axes = {axis for head in placed.heads for axis in head}
     with graph.inserting_before(user):
         isolated = isolate(operand, dims, axes)
-        heads = _head_of_each_position(attention, isolated.dims)
+        heads = _head_of_each_position(placed, isolated.dims)
         device = operand.meta["val"].device
         masks.register_buffer(index.removeprefix("head_masks."), heads.to(device), persistent=False)
         place = graph.get_attr(index)
-        if int(heads.max()) == len(attention.heads):  # some positions belong to no head
+        if int(heads.max()) == len(placed.heads):  # some positions belong to no head
             one = graph.call_function(torch.ops.aten.new_ones.default, (mask, [1]))
             mask = graph.call_function(torch.ops.aten.cat.default, ([mask, one],))
         factor = graph.call_function(torch.ops.aten.index.Tensor, (mask, [place]))
@@ -141,16 +142,16 @@ def _batch_dimension(program: fx.GraphModule, node: fx.Node) -> int | None:
     return sizes.index(generic_size(batch)) if sizes.count(generic_size(batch)) == 1 else None
 
 
-def _head_of_each_position(attention: Attention, dims: Dims) -> torch.Tensor:
+def _head_of_each_position(placed: Placed[Site], dims: Dims) -> torch.Tensor:
     """LongTensor that broadcasts against `dims`: head numbers, ``len(heads)`` for none."""
-    axes = list(dict.fromkeys(axis for head in attention.heads for axis in head))
+    axes = list(dict.fromkeys(axis for head in placed.heads for axis in head))
     carrying = [bool(set(leaves(dim)) & set(axes)) for dim in dims]
     shape = [size(dim) if has else 1 for dim, has in zip(dims, carrying, strict=True)]
     code = torch.zeros(shape, dtype=torch.long)
     for axis in axes:
         code = code * (axis.size + 1) + _coordinate_grid(axis, dims, carrying) + 1
-    numbers = {_code(head, axes): number for number, head in enumerate(attention.heads)}
-    flat = [numbers.get(value, len(attention.heads)) for value in code.flatten().tolist()]
+    numbers = {_code(head, axes): number for number, head in enumerate(placed.heads)}
+    flat = [numbers.get(value, len(placed.heads)) for value in code.flatten().tolist()]
     return torch.tensor(flat, dtype=torch.long).reshape(shape)
 
 

@@ -48,5 +48,6 @@ def test_the_page_on_plans_runs():
         exec(compile(snippet, "plans.md", "exec"), names)
     assert len(names["edited"].kept[names["first"]]) == 1
     assert names["edited"].reached["flops"] < 1
+    assert names["channels"].sparsity == 0.5
     with torch.no_grad():
         names["slim"](**example_inputs)
