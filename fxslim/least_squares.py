@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,24 +81,26 @@ def fit(
     """
     start = torch.cat([weight.double(), bias.double()[None]])
     before = held_out.error(start)
-    errors = {s: held_out.error(_ridge(train, start, s, intercept=intercept)) for s in STRENGTHS}
+    fitted = _ridges(train, start, STRENGTHS, intercept=intercept)
+    errors = {s: held_out.error(solution) for s, solution in fitted}
     best = min(errors, key=errors.__getitem__)
     rows = max(held_out.rows, 1)
     if not errors[best] < before:
         return Regression(start[:-1], start[-1], float("inf"), before / rows, before / rows)
-    solution = _ridge(train + held_out, start, best, intercept=intercept)
+    ((_, solution),) = _ridges(train + held_out, start, [best], intercept=intercept)
     return Regression(solution[:-1], solution[-1], best, before / rows, errors[best] / rows)
 
 
-def _ridge(
-    moments: Moments, start: torch.Tensor, strength: float, *, intercept: bool
-) -> torch.Tensor:
-    """The solution (K + 1, N); its last row, the bias, is not held back."""
+def _ridges(
+    moments: Moments, start: torch.Tensor, strengths: Sequence[float], *, intercept: bool
+) -> Iterator[tuple[float, torch.Tensor]]:
+    """Each strength with its solution (K + 1, N); the last row, the bias, is not held back."""
     missing = moments.cross - moments.features @ start
-    system, ones = moments.features.clone(), len(start) - 1
-    square = system.diagonal()[:-1].mean().clamp_min(torch.finfo(system.dtype).tiny)
-    system.diagonal()[:-1] += strength * square
-    solved = len(start) if intercept else ones
-    step = torch.zeros_like(start)
-    step[:solved] = torch.linalg.solve(system[:solved, :solved], missing[:solved])
-    return start + step
+    square = moments.features.diagonal()[:-1].mean().clamp_min(torch.finfo(torch.float64).tiny)
+    solved = len(start) if intercept else len(start) - 1
+    for strength in strengths:
+        system = moments.features.clone()
+        system.diagonal()[:-1] += strength * square
+        solution = start.clone()
+        solution[:solved] += torch.linalg.solve(system[:solved, :solved], missing[:solved])
+        yield strength, solution

@@ -67,12 +67,7 @@ def product_of(weights: Weights, node: fx.Node, operand: fx.Node) -> Product | N
     features = tuple(c.dimension for c in data)
     rows = _rows(weights.axis_map.seen_by(node, operand), features, result, outputs)
     inputs = node.all_input_nodes
-    if (
-        rows is None
-        or sorted(set(matched)) != sorted(matched)
-        or len(matched) != len(data)
-        or not outputs
-    ):
+    if rows is None or not len(set(matched)) == len(matched) == len(data) or not outputs:
         return None
     return Product(
         node.name,

@@ -11,15 +11,16 @@ make up for what earlier ones got wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 
-from fxslim.graph import attribute, set_attribute
+from fxslim.graph import arguments, attribute, set_argument, set_attribute
 from fxslim.least_squares import Moments, fit
 from fxslim.matrices import Product, as_matrix
+from fxslim.passes.base import infer_shapes
 from fxslim.progress import tracked
 from fxslim.uses import Use, bias_of, matrix_of, readers, use_of
 from fxslim.walk import Call, Walk
@@ -54,6 +55,8 @@ def refit(
     slim_calls: Sequence[Call],
     dense_calls: Sequence[Call],
     always: Collection[str] = (),
+    *,
+    biases: bool = False,
 ) -> list[Refitted]:
     """Refit the weights of `products` in the order of the graph; `slim` gets new parameters.
 
@@ -65,7 +68,10 @@ def refit(
         dense_calls: the same for the dense program, where they differ in parts of a model.
         always: names of products to refit to their dense values where they are not added to a
             residual stream; others are passed over then.
+        biases: give a bias to what is refitted and has none, where the operator takes one.
     """
+    if biases:
+        _add_biases(slim, _layers(slim, dense, products, always))
     layers = _layers(slim, dense, products, always)
     uses = sorted((use for layer in layers for use in layer.uses), key=lambda use: use.place)
     layer_of = {use.node: layer for layer in layers for use in layer.uses}
@@ -83,10 +89,20 @@ def refit(
             if result is not None:
                 done[layer.weight] = result
             if use is layer.uses[-1]:
-                layer.train = layer.judge = None  # one layer's moments at a time
+                layer.counted = None  # one layer's moments at a time
             if len(layer.uses) > 1:  # what its earlier uses gave has changed
                 ours.restart()
     return list(done.values())
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A matrix (features, outputs) and its bias as they are, and the rows to fit and to judge."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    train: Moments
+    judge: Moments
 
 
 @dataclass
@@ -104,9 +120,7 @@ class _Layer:
     positions: torch.Tensor
     uses: list[Use] = field(default_factory=list)
     refused: bool = False
-    train: Moments | None = None
-    judge: Moments | None = None
-    start: tuple[torch.Tensor, torch.Tensor] | None = None
+    counted: _Counted | None = None
 
     def count(self, use: Use, ours: Walk, theirs: Walk) -> None:
         """Count the rows of every batch: the slim program's features, the dense one's targets."""
@@ -114,7 +128,7 @@ class _Layer:
         products, totals = theirs.values(use.dense), theirs.values(use.total)
         if not features or not self._begin(use, ours, features[0]):
             self.refused = True
-        if self.refused or self.train is None or self.judge is None:
+        if self.refused or self.counted is None:
             return
         whole = len(features) >= _JUDGE
         for batch, (value, product, total) in enumerate(
@@ -125,8 +139,8 @@ class _Layer:
             y = as_matrix(wanted, use.product.outputs)
             judging = len(x) if whole and batch % _JUDGE == _JUDGE - 1 else 0
             cut = len(x) - (judging if whole else len(x) // _JUDGE)
-            self.train.add(x[:cut], y[:cut])
-            self.judge.add(x[cut:], y[cut:])
+            self.counted.train.add(x[:cut], y[:cut])
+            self.counted.judge.add(x[cut:], y[cut:])
 
     def _begin(self, use: Use, ours: Walk, value: torch.Tensor) -> bool:
         """Whether the node computes rows times this matrix, tried on the first batch."""
@@ -139,18 +153,19 @@ class _Layer:
         scale = y.double().abs().max().clamp_min(1e-6)
         if (rest - rest[0]).abs().max() > _rounding(y.dtype) * scale:
             return False
-        if self.start is None:
-            self.start = weight, rest.mean(0)
-            self.train, self.judge = (
-                Moments(weight.shape[0], weight.shape[1], x.device) for _ in range(2)
-            )
+        if self.counted is None:
+            features, outputs = weight.shape
+            train, judge = (Moments(features, outputs, x.device) for _ in range(2))
+            self.counted = _Counted(weight, rest.mean(0), train, judge)
         return True
 
     def replace(self, program: fx.GraphModule) -> Refitted | None:
         """Fit to all that was counted, and put new parameters in place of the old ones."""
-        if self.refused or self.train is None or self.judge is None or self.start is None:
+        if self.refused or self.counted is None:
             return None
-        result = fit(self.train, self.judge, *self.start, intercept=self.bias is not None)
+        sums = self.counted
+        intercept = self.bias is not None
+        result = fit(sums.train, sums.judge, sums.weight, sums.bias, intercept=intercept)
         if math.isfinite(result.strength):
             _put(program, self.weight, self.positions, result.weight)
             if self.bias is not None:
@@ -183,7 +198,7 @@ def _layers(
     walk = Walk(slim, ())
     reached = readers(walk)
     layers: dict[int, _Layer] = {}
-    for product in products[_first_change(slim, dense, products) :]:
+    for product in products[_first_change(ours, theirs, products) :]:
         node = ours.get(product.node)
         found = None if node is None else matrix_of(walk, product, node)
         if node is None or found is None:
@@ -204,10 +219,34 @@ def _layers(
     return list(layers.values())
 
 
-def _first_change(slim: fx.GraphModule, dense: fx.GraphModule, products: Sequence[Product]) -> int:
+def _add_biases(program: fx.GraphModule, layers: Sequence[_Layer]) -> None:
+    """Give a bias of zeros to each layer that has none and whose operators take one."""
+    for layer in layers:
+        nodes = [use.node for use in layer.uses]
+        if layer.bias is not None or not all(_takes_bias(node) for node in nodes):
+            continue
+        (_, outputs), weight = layer.positions.shape, attribute(program, layer.weight)
+        name = f"{layer.weight.removesuffix('.weight')}.bias"
+        path, _, own = name.rpartition(".")
+        bias = nn.Parameter(weight.new_zeros(outputs), requires_grad=weight.requires_grad)
+        program.get_submodule(path).register_parameter(own, bias)
+        with program.graph.inserting_before(nodes[0]):
+            added = program.graph.get_attr(name)
+        for node in nodes:
+            set_argument(node, "bias", added)
+    infer_shapes(program)
+
+
+def _takes_bias(node: fx.Node) -> bool:
+    """Whether an operator has a place for a bias, and nothing there."""
+    given = arguments(node)
+    return "bias" in given and given["bias"] is None
+
+
+def _first_change(
+    ours: Mapping[str, fx.Node], theirs: Mapping[str, fx.Node], products: Sequence[Product]
+) -> int:
     """The number of the first product that is not the same in both programs."""
-    ours = {node.name: node for node in slim.graph.nodes}
-    theirs = {node.name: node for node in dense.graph.nodes}
     for number, product in enumerate(products):
         one, other = ours.get(product.node), theirs[product.node]
         if one is None or _width(one, product) != _width(other, product):

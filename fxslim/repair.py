@@ -22,18 +22,23 @@ from fxslim.weights import Weights
 __all__ = ["repair"]
 
 
-def repair(slim: nn.Module, dense: nn.Module, calibration: Iterable[Inputs]) -> nn.Module:
+def repair(
+    slim: nn.Module, dense: nn.Module, calibration: Iterable[Inputs], *, biases: bool = False
+) -> nn.Module:
     """Return `slim` with its projections into the residual stream refitted to `dense`.
 
     Output projections, and the last projections of feed-forward blocks after the first attention
     that lost heads, are fitted by ridge regression to the values that the dense model has there;
-    the ridge strength is chosen by held-out batches.  A projection without a bias keeps none.
+    the ridge strength is chosen by held-out batches.  A projection without a bias keeps none,
+    unless asked.
 
     Args:
         slim: what `fxslim.narrow` or `fxslim.compile` returned; not changed.
         dense: the captured program that `slim` was narrowed from; not changed.
         calibration: batches of inputs.  The activations of all of them are held at one place of the
             graph at a time, for both models.
+        biases: give a bias to projections that have none, where their operator takes one (Linear
+            and convolutions do): a parameter more, and no operator.
 
     Raises:
         ValueError: `slim` is not a narrowed form of `dense`, or there are no batches.
@@ -51,7 +56,7 @@ def repair(slim: nn.Module, dense: nn.Module, calibration: Iterable[Inputs]) -> 
         whole = parts_of(dense)[path]
         products, ends = _products(located[path])
         ours, theirs = (_calls(m, path, batches) for m in (slim, dense))
-        done.extend(refit(made, whole, products, ours, theirs, ends))
+        done.extend(refit(made, whole, products, ours, theirs, ends, biases=biases))
         made.recompile()
         return made
 

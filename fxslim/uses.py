@@ -109,9 +109,10 @@ def bias_of(walk: Walk, product: Product, node: fx.Node) -> str | None:
     others = [n for n in inputs if n not in (inputs[product.operand], inputs[product.weight])]
     if len(others) != 1 or others[0].op != "get_attr":
         return None
-    outputs = [node.meta["val"].shape[d] for d in product.outputs]
-    vector = isinstance(walk.constant(others[0]), nn.Parameter) and len(outputs) == 1
-    return str(others[0].target) if vector and walk.constant(others[0]).shape == outputs else None
+    value = walk.constant(others[0])
+    outputs = tuple(node.meta["val"].shape[d] for d in product.outputs)
+    vector = isinstance(value, nn.Parameter) and value.ndim == 1 and tuple(value.shape) == outputs
+    return str(others[0].target) if vector else None
 
 
 def use_of(walk: Walk, product: Product, node: fx.Node, dense: Mapping[str, fx.Node]) -> Use:

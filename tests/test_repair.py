@@ -178,3 +178,38 @@ def test_what_is_missing_is_named():
         fxslim.repair(slim, program, [])
     with pytest.raises(ValueError, match=r"^repair needs calibration batches"):
         fxslim.compile(model, 0.5, example(), repair=True)
+
+
+OWN = slice(HEAD_DIM, 2 * HEAD_DIM)
+"""The rows of head 1."""
+
+
+def test_a_bias_is_added_where_it_is_asked_for():
+    """A head that gives the same everywhere: it reads a channel that is always 1."""
+    torch.manual_seed(0)
+    attention = Attention(bias=False)
+    with torch.no_grad():
+        attention.v.weight[:, 0] = 0.0
+        attention.v.weight[OWN] = torch.eye(WIDTH)[0]
+    model = Residual(a=attention)
+    program, slim = without_head_1(model, "layers.a")
+    data = [batch.index_fill(-1, torch.tensor(0), 1.0) for batch in batches()]
+    plain = fxslim.repair(slim, program, data)
+    biased = fxslim.repair(slim, program, data, biases=True)
+    names = [set(dict(made.named_parameters())) for made in (slim, plain, biased)]
+    assert names[0] == names[1]
+    assert names[2] - names[1] == {"layers.a.o.bias"}
+    assert len(biased.graph.nodes) == len(slim.graph.nodes) + 1  # the parameter itself
+    assert gap(plain, model, data[0]) > 1e-2
+    assert gap(biased, model, data[0]) < 1e-4
+
+
+def test_a_bias_that_is_there_is_fitted_with_its_weight():
+    """A head that gives the same everywhere: its values are their bias."""
+    torch.manual_seed(0)
+    attention = Attention()
+    with torch.no_grad():
+        attention.v.weight[OWN] = 0.0
+    repaired = assert_repaired(Residual(a=attention), "layers.a")
+    bias = attention.o.bias + attention.o.weight[:, OWN] @ attention.v.bias[OWN]
+    torch.testing.assert_close(repaired.layers.a.o.bias, bias, atol=1e-3, rtol=0)
