@@ -1,5 +1,6 @@
 """fxslim: find every attention of a PyTorch model and cut out the heads it does not need."""
 
+from fxslim.backend import backend
 from fxslim.capture import capture
 from fxslim.compile import Report, compile, insert_head_masks, narrow, score
 from fxslim.constraints import Constraints
@@ -41,6 +42,7 @@ __all__ = [
     "Scores",
     "UnsupportedSite",
     "VerificationError",
+    "backend",
     "capture",
     "compile",
     "cost",

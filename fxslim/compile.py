@@ -9,12 +9,12 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxslim.axes import Axis
 from fxslim.constraints import Constraints
 from fxslim.costs import Costs
 from fxslim.criteria import Criterion, LossFn, chosen, default_criterion
-from fxslim.errors import PlanError, UnsupportedSite
+from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
+from fxslim.keeping import keep_of, located_for, sites_of
 from fxslim.locate import locate_parts
 from fxslim.partial import captured
 from fxslim.parts import each_part, meta_of
@@ -22,10 +22,9 @@ from fxslim.passes import InsertHeadMasks, Narrow
 from fxslim.plan import PruningPlan, check_plan
 from fxslim.planning import check_target
 from fxslim.planning import plan as make_plan
-from fxslim.positions import Keep, Uneven
 from fxslim.refit import Refitted
 from fxslim.repair import repair as refitted
-from fxslim.sites import Attention, AttentionSite, Located, Unit
+from fxslim.sites import AttentionSite, Located, Unit
 from fxslim.streams import again
 from fxslim.targets import Scope
 from fxslim.verify import verify as check
@@ -131,8 +130,8 @@ def compile(
     if plan is None:
         chosen(criterion, batches)
     program = captured(model, example_inputs, dynamic=dynamic)
-    located = _following(program, plan) if plan is not None else locate_parts(program, unit=unit)
-    sites = _sites(located)
+    located = located_for(program, plan) if plan is not None else locate_parts(program, unit=unit)
+    sites = sites_of(located)
     _check_prunable(sites, type(model).__name__)
     masked = _mask(program, located)
     scores: dict[str, torch.Tensor] = {}
@@ -172,7 +171,7 @@ def insert_head_masks(
     located = locate_parts(program)
     if sites is not None:
         wanted = {site.name for site in sites if site.prunable}
-        unknown = wanted - {site.name for site in _sites(located) if site.prunable}
+        unknown = wanted - {site.name for site in sites_of(located) if site.prunable}
         if unknown:
             raise UnsupportedSite(f"the program has no prunable site {', '.join(sorted(unknown))}")
         for path, part in located.items():
@@ -188,12 +187,8 @@ def _mask(
         return _result(InsertHeadMasks(located[path], trainable)(part))
 
     masked = each_part(program, mask)
-    meta_of(masked)["sites"] = [site for site in _sites(located) if site.prunable]
+    meta_of(masked)["sites"] = [site for site in sites_of(located) if site.prunable]
     return masked
-
-
-def _sites(located: Mapping[str, Located]) -> list[AttentionSite]:
-    return [site for part in located.values() for site in part.sites]
 
 
 def score(
@@ -228,26 +223,14 @@ def narrow(program: nn.Module, plan: PruningPlan) -> nn.Module:
         PlanError: the plan does not fit the program's sites.
         UnsupportedSite: the plan removes heads of a site that is not prunable.
     """
-    located = _following(program, plan)
+    located = located_for(program, plan)
     slim = _narrow(program, located, plan)
-    meta_of(slim)["fxslim"] = Report(plan, _sites(located))
+    meta_of(slim)["fxslim"] = Report(plan, sites_of(located))
     return slim
 
 
-def _following(program: nn.Module, plan: PruningPlan) -> dict[str, Located]:
-    """The attentions with the units that the plan needs: single query heads only if it must."""
-    located = locate_parts(program)
-    try:
-        check_plan(plan, _sites(located))
-    except PlanError:
-        singles = locate_parts(program, unit="any")
-        if any(len(unit) == 1 for site in _sites(singles) for unit in site.unit):
-            return singles
-    return located
-
-
 def _narrow(program: nn.Module, located: Mapping[str, Located], plan: PruningPlan) -> nn.Module:
-    check_plan(plan, _sites(located))
+    check_plan(plan, sites_of(located))
 
     def narrow_part(path: str, part: fx.GraphModule) -> fx.GraphModule:
         return _result(Narrow(located[path].axis_map, keep_of(located[path], plan))(part))
@@ -258,33 +241,6 @@ def _narrow(program: nn.Module, located: Mapping[str, Located], plan: PruningPla
 def _result(result: PassResult) -> fx.GraphModule:
     program: fx.GraphModule = result.graph_module
     return program
-
-
-def keep_of(located: Located, plan: PruningPlan) -> Keep:
-    """The plan in terms of axes: for each axis that narrows, the coordinates that stay."""
-    keep: dict[Axis, Sequence[int] | Uneven] = {}
-    for attention in located.attentions:
-        kept = plan.kept.get(attention.site.name)
-        if kept is None or len(kept) == attention.site.num_heads:
-            continue
-        for axis in dict.fromkeys(attention.units):
-            on_axis = [n for n, unit in enumerate(attention.units) if unit is axis]
-            keep[axis] = sorted({attention.heads[n][axis] for n in on_axis if n in set(kept)})
-        if attention.within is not None:
-            keep |= _within_groups(attention, kept)
-    return keep
-
-
-def _within_groups(attention: Attention, kept: Sequence[int]) -> dict[Axis, Uneven]:
-    """The query heads that stay in each KV group that stays; nothing if all of them do."""
-    group, within = attention.units[0], attention.within
-    assert within is not None
-    rows: dict[int, list[int]] = {}
-    for head in (attention.heads[number] for number in sorted(kept)):
-        rows.setdefault(head[group], []).append(head[within])
-    whole = all(len(row) == within.size for row in rows.values())
-    in_order = {coordinate: sorted(rows[coordinate]) for coordinate in sorted(rows)}
-    return {} if whole else {within: Uneven(group, in_order)}
 
 
 def _check_prunable(sites: Sequence[AttentionSite], model: str) -> None:
