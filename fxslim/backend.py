@@ -1,7 +1,7 @@
 """The backend for `torch.compile`: the attentions of each graph, without the heads that go.
 
-    >>> torch.compile(model, backend="fxslim", options={"sparsity": 0.5})
-    >>> torch.compile(model, backend=fxslim.backend(plan=plan))
+>>> torch.compile(model, backend="fxslim", options={"sparsity": 0.5})
+>>> torch.compile(model, backend=fxslim.backend(plan=plan))
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ class Backend:
         self._options = dict(options)
 
     def __call__(
-        self, graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None
+        self,
+        graph_module: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        mode: str | None = None,
     ) -> Callable[..., Any]:
         """Compile a graph of Dynamo's; `mode` is handed to the inner backend."""
         given = {**self._options, **({"mode": mode} if mode is not None else {})}
@@ -93,12 +97,13 @@ class Backend:
     ) -> Callable[..., Any]:
         """The graph as it is, compiled by the inner backend."""
         mode, options = given.get("mode"), given.get("options")
+        made: Callable[..., Any]
         if self._inner == "inductor":
-            inner = torch._TorchCompileInductorWrapper(mode, options, None)
+            made = torch._TorchCompileInductorWrapper(mode, options, None)  # type: ignore[no-untyped-call]
         else:
-            inner = torch._TorchCompileWrapper(self._inner, mode, options, None)
-        made: Callable[..., Any] = inner(graph_module, example_inputs)
-        return made
+            made = torch._TorchCompileWrapper(self._inner, mode, options, None)  # type: ignore[no-untyped-call]
+        compiled: Callable[..., Any] = made(graph_module, example_inputs)
+        return compiled
 
 
 def backend(
@@ -144,9 +149,7 @@ def backend(
         raise ValueError("give the inner backend a mode or inner_options, not both")
     share = 0.5 if sparsity is None else sparsity
     decide: Decisions = (
-        Following(plan, model)
-        if plan is not None
-        else OneByOne(share, criterion, unit, min_heads)
+        Following(plan, model) if plan is not None else OneByOne(share, criterion, unit, min_heads)
     )
     given = {"mode": mode, "options": dict(inner_options) if inner_options else None}
     given = {name: value for name, value in given.items() if value is not None}
@@ -177,7 +180,7 @@ def dynamo_backend(
 
 _NO_OPTIONS: Mapping[str, Any] = {}
 _made: dict[int, tuple[Mapping[str, Any], Backend]] = {}
-"""The backend of each dict of options that `torch.compile` holds: all graphs of a model share it."""
+"""The backend of each dict of options that `torch.compile` holds, for all graphs of a model."""
 
 
 def _made_for(options: Mapping[str, Any]) -> Backend:
@@ -211,12 +214,14 @@ def _say_why(located: Located) -> None:
     cut = [user_name(node) for node in cut_attention(located)]
     if cut:
         warnings.warn(
-            f"fxslim.backend: {', '.join(cut)}: a graph break (or the graph's end) cuts this "
-            "attention in two, so it keeps its heads; torch._dynamo.explain says where",
+            f"fxslim.backend: {', '.join(cut)} looks like one side of an attention, which keeps "
+            "its heads: a graph break may cut it in two; torch._dynamo.explain says where",
             stacklevel=3,
         )
     if located.sites and not any(site.prunable for site in located.sites):
         reasons = "".join(f"\n  {site.name}: {site.reason}" for site in located.sites)
+        if "of the graph's" in reasons:
+            reasons += "\nA graph break makes inputs and outputs; torch._dynamo.explain says where"
         warnings.warn(
             f"fxslim.backend: a graph has attention, but none of it can be pruned:{reasons}",
             stacklevel=3,

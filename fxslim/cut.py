@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import fx
 
-from fxslim.axes import members
+from fxslim.analysis import AxisMap
 from fxslim.follow import closure
 from fxslim.rules import row_for
 from fxslim.sites import Located
@@ -28,15 +28,22 @@ def cut_attention(located: Located) -> Iterator[fx.Node]:
         row = row_for(node) if node.op == "call_function" else None
         if row is None or node.name in known:
             continue
-        if row.attention is not None:
+        if row.attention is not None or _beside_activations(axis_map, weights, node):
             yield node
-        elif row.probability:
-            own = {axis for dim in axis_map.of(node) for axis in members(dim)}
 
-            def related(n: fx.Node, own: set[object] = own) -> Iterable[fx.Node]:
-                near = (*n.all_input_nodes, *n.users)
-                return (m for m in near if m in axis_map.dims and axis_map.axes(m) & own)
 
-            around = closure([node], related)
-            if any(len(weights.data_operands(axis_map.contractions.get(n, ()))) > 1 for n in around):
-                yield node
+def _beside_activations(axis_map: AxisMap, weights: Weights, node: fx.Node) -> bool:
+    """Whether a node that makes probabilities shares an axis with a product of activations."""
+    row = row_for(node)
+    if row is None or not row.probability:
+        return False
+    own = axis_map.axes(node)
+
+    def related(n: fx.Node) -> Iterable[fx.Node]:
+        return (m for m in (*n.all_input_nodes, *n.users) if m in axis_map.dims)
+
+    def sharing(n: fx.Node) -> Iterable[fx.Node]:
+        return (m for m in related(n) if axis_map.axes(m) & own)
+
+    contractions = (axis_map.contractions.get(n, ()) for n in closure([node], sharing))
+    return any(len(weights.data_operands(found)) > 1 for found in contractions)

@@ -152,11 +152,12 @@ class OneByOne:
         )
         for site in sites:
             weight, place = _key(site, weights)
-            self.remembered.setdefault(weight, {})[place] = made.kept[site.name]
+            known: dict[Any, list[int]] = self.remembered.setdefault(weight, {})  # type: ignore[no-untyped-call]
+            known[place] = made.kept[site.name]
 
     def _memory(self, site: AttentionSite, weights: Weights) -> list[int] | None:
         weight, place = _key(site, weights)
-        found: dict[Any, list[int]] = self.remembered.get(weight, {})
+        found: dict[Any, list[int]] = self.remembered.get(weight, {})  # type: ignore[no-untyped-call]
         return found.get(place)
 
 

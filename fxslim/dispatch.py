@@ -19,8 +19,8 @@ from fxslim.decisions import Decisions
 from fxslim.dynamo import Traced
 from fxslim.graph import attribute, set_attribute
 from fxslim.keeping import keep_of, located_for
-from fxslim.lifting import lifted
-from fxslim.passes.narrow import Narrow, Selections, select, selections
+from fxslim.lifting import lifted, without_data
+from fxslim.passes.narrow import Narrow, Selections, select, selections_of
 from fxslim.plan import check_plan
 from fxslim.sites import Located
 
@@ -81,20 +81,10 @@ class Dispatch:
         check_plan(plan, located.sites)
         keep = keep_of(located, plan)
         slim = Narrow(located.axis_map, keep)(program).graph_module
-        chosen = {
-            str(node.target): selections(located.axis_map.of(node), keep)
-            for node in program.graph.find_nodes(op="get_attr")
-        }
-        narrow = {name: found for name, found in chosen.items() if found}
+        narrow = selections_of(located.axis_map, keep)
         for name, tensor in weights.items():
-            set_attribute(program, name, _without_data(tensor))
+            set_attribute(program, name, without_data(tensor))
         return _Narrowed(slim, self.traced.weights, narrow, self.compile)
-
-
-def _without_data(tensor: torch.Tensor) -> torch.Tensor:
-    """A stand-in of the same kind and shape, so that a program does not keep weights alive."""
-    empty = torch.empty_like(tensor, device="meta")
-    return torch.nn.Parameter(empty) if isinstance(tensor, torch.nn.Parameter) else empty
 
 
 class _Narrowed:

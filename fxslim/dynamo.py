@@ -74,7 +74,9 @@ def trace(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Traced
         traced.graph.erase_node(traced.graph.find_nodes(op="placeholder", target=place)[0])
     weights = {}
     inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    for position, (place, name) in enumerate(zip(places.values(), _weight_names(inputs), strict=True)):
+    for position, (place, name) in enumerate(
+        zip(places.values(), _weight_names(inputs), strict=True)
+    ):
         if name and place not in written:
             weights[name] = position
             _read_as_attribute(traced, place, name, example_inputs[position])
@@ -100,7 +102,8 @@ def _functional(
                 pre_dispatch=True,
                 decompositions=table,
             )
-        more = {op: rule for op, rule in decompositions(traced.graph).items() if op not in table}
+        assert isinstance(traced, fx.GraphModule)
+        more = decompositions(traced.graph, table)
         if not more:
             return traced, signature
         table |= more
@@ -114,7 +117,7 @@ def _write_back(
     buffers = {output: by_name[name] for output, name in signature.buffers_to_mutate.items()}
     target = {**buffers, **signature.user_inputs_to_mutate}
     result = graph.output_node()
-    values = list(result.args[0])
+    values: list[Any] = list(result.args[0])  # type: ignore[arg-type]
     for value in values[: len(target)]:
         with graph.inserting_before(result):
             copied = graph.call_function(
@@ -150,12 +153,11 @@ def _read_as_attribute(
 def _weight_names(places: Iterable[fx.Node]) -> list[str]:
     """For each input of Dynamo's graph its name as a parameter or buffer; empty if it is none."""
     sources = [_source_name(place) for place in places]
-    are = [bool(re.search(r"\._(parameters|buffers)\[[^]]*\]$", source)) for source in sources]
-    names = [_path(source) if is_weight else "" for source, is_weight in zip(sources, are, strict=True)]
-    if len(set(filter(None, names))) == sum(are):
-        return names
-    whole = [_path(source, root=True) if is_weight else "" for source, is_weight in zip(sources, are, strict=True)]
-    return whole
+    weights = [s if re.search(r"\._(parameters|buffers)\[[^]]*\]$", s) else "" for s in sources]
+    short = [_path(source) for source in weights]
+    if len(set(filter(None, short))) == len(list(filter(None, weights))):
+        return short
+    return [_path(source, root=True) for source in weights]  # of several models
 
 
 def _source_name(place: fx.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,14 +109,14 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
     """
     table = decompositions(exported.graph)
     functional: ExportedProgram = exported.run_decompositions(table)
-    while more := {op: rule for op, rule in decompositions(functional.graph).items() if op not in table}:
+    while more := decompositions(functional.graph, table):
         table |= more
         functional = functional.run_decompositions(table)
     return functional
 
 
-def decompositions(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
-    """PyTorch's decompositions of the operators that have no row."""
+def decompositions(graph: fx.Graph, known: Collection[Any] = ()) -> dict[Any, Callable[..., Any]]:
+    """PyTorch's decompositions of the operators that have no row, except those known."""
     unknown = {
         node.target
         for node in graph.nodes
@@ -126,8 +126,8 @@ def decompositions(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
     }
     if not unknown:
         return {}
-    known = torch.export.default_decompositions()
-    return {op: known[op] for op in unknown if op in known}
+    table = torch.export.default_decompositions()
+    return {op: table[op] for op in unknown if op in table and op not in known}
 
 
 _Ties = Mapping[tuple[int, int], Any]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxslim.graph import add_constant
 from fxslim.passes.base import forget_unused
 from fxslim.passes.narrow import Selections
 from fxslim.program import Program, copy_program
 
-__all__ = ["lifted"]
+__all__ = ["lifted", "without_data"]
 
 
 def lifted(
@@ -55,3 +55,9 @@ def _select(before: fx.Node, dense: fx.Node, chosen: Selections) -> fx.Node:
             dense = before.graph.call_function(select, (dense, dimension, kept), {})
         dense.meta["val"] = before.meta["val"]
     return dense
+
+
+def without_data(tensor: torch.Tensor) -> torch.Tensor:
+    """A stand-in of the same kind and shape, so that a program does not keep weights alive."""
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty

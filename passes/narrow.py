@@ -27,7 +27,7 @@ from fxslim.positions import Keep, kept_positions, narrowed_size
 from fxslim.program import copy_program
 from fxslim.rules import row_for
 
-__all__ = ["Narrow", "Selections", "select", "selections"]
+__all__ = ["Narrow", "Selections", "select", "selections_of"]
 
 Selections = tuple[tuple[int, torch.Tensor], ...]
 """Dimensions of a tensor, each with a LongTensor of the positions that stay."""
@@ -123,7 +123,7 @@ class Narrow(GraphPass):
             target = str(node.target)
             old = graph.attribute(axes.program, target)
             if id(old) not in made:
-                made[id(old)] = _narrowed(old, selections(axes.of(node), self.keep))
+                made[id(old)] = _narrowed(old, _selections(axes.of(node), self.keep))
             graph.set_attribute(axes.program, target, made.get(id(old), old))
 
 
@@ -148,10 +148,17 @@ def _with_operands(node: fx.Node) -> Iterator[fx.Node]:
     yield from graph.tensor_inputs(node)
 
 
-def selections(dims: Dims, keep: Keep) -> Selections:
+def _selections(dims: Dims, keep: Keep) -> Selections:
     """The dimensions that narrow, each with the positions that stay."""
     narrow = [d for d, dim in enumerate(dims) if narrowed_size(dim, keep) != size(dim)]
     return tuple((d, torch.tensor(kept_positions(dims[d], keep)).long()) for d in narrow)
+
+
+def selections_of(axes: AxisMap, keep: Keep) -> dict[str, Selections]:
+    """For each parameter and buffer that narrows, by name, what stays of it."""
+    read = axes.program.graph.find_nodes(op="get_attr")
+    found = {str(node.target): _selections(axes.of(node), keep) for node in read}
+    return {name: chosen for name, chosen in found.items() if chosen}
 
 
 def select(tensor: torch.Tensor, chosen: Selections) -> torch.Tensor:

@@ -42,9 +42,10 @@ class Counting:
         return graph_module.forward
 
     def weights(self):
-        """The shapes of the parameters of the last graph, by the end of their names."""
+        """The shapes of the parameters that the last graph takes."""
         places = self.graphs[-1].graph.find_nodes(op="placeholder")
-        return {n.target: tuple(n.meta["example_value"].shape) for n in places}
+        values = [node.meta["example_value"] for node in places]
+        return [tuple(value.shape) for value in values if isinstance(value, nn.Parameter)]
 
 
 def two_layers(**options):
@@ -83,15 +84,15 @@ def test_by_name_with_options():
     for x in (example(), example(2, 7)):
         torch.testing.assert_close(slim(x), torch.compile(model, backend=backend)(x))
         assert not torch.allclose(slim(x), model(x))
-    assert (4, 6) in inner.weights().values()
+    assert (4, 6) in inner.weights()
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
 def test_a_plan_is_followed_exactly(inner):
     model = two_layers()
     slim = torch.compile(model, backend=fxslim.backend(plan=PLAN, inner=inner), fullgraph=True)
-    for x in (example(), example(2, 7), example(4, 9)):
+    for x in (example(), example(2, 7)):
         torch.testing.assert_close(slim(x), narrowed(model, PLAN)(x))
         torch.testing.assert_close(slim(x), masked_by(model, PLAN.kept)(x))
 
@@ -108,7 +109,9 @@ def test_single_query_heads(unit):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "attn"), [("bert", "sdpa"), ("llama", "sdpa"), ("llama", "eager")])
+@pytest.mark.parametrize(
+    ("name", "attn"), [("bert", "sdpa"), ("llama", "sdpa"), ("llama", "eager")]
+)
 def test_transformers(name, attn):
     model, inputs = build(name, attn)
     program = fxslim.capture(model, inputs)
@@ -160,7 +163,7 @@ def test_what_was_decided_stays():
     (a,), (b,) = (backend.decide.remembered[weight].values() for weight in weights)
     for layer in model.layers.values():
         for linear in (layer.q, layer.k, layer.v, layer.o):
-            linear.weight.copy_(torch.randn_like(linear.weight))
+            nn.init.xavier_normal_(linear.weight)
     expected = masked_by(model, {"layers.a": a, "layers.b": b})
     for again in (example(2, 7), example(4, 9)):
         torch.testing.assert_close(slim(again), expected(again))
@@ -276,7 +279,7 @@ CUTS += [(at, nn.functional.scaled_dot_product_attention) for at in ("before", "
 def test_an_attention_that_is_cut_in_two_stays_whole_and_says_so(at, core):
     model, x = Residual(a=Cut(at, core)).eval(), example()
     slim = torch.compile(model, backend=fxslim.backend(sparsity=0.5, inner="eager"))
-    with pytest.warns(UserWarning, match=r"^fxslim.backend: .*(cuts this attention|graph's outp)"):
+    with pytest.warns(UserWarning, match=r"^fxslim.backend: (?s:.*)[aA] graph break "):
         torch.testing.assert_close(slim(x), model(x))
 
 
@@ -299,8 +302,7 @@ def test_weights_are_narrowed_once():
     model, x = two_layers(), example()
     slim = torch.compile(model, backend=fxslim.backend(plan=PLAN, inner=(inner := Counting())))
     slim(x)
-    shapes = inner.weights()
-    assert sum(shape == (4, 6) for shape in shapes.values()) == 3
+    assert inner.weights().count((4, 6)) == 3
     selections = [n for n in inner.graphs[-1].graph.nodes if "index_select" in str(n.target)]
     assert not selections
 
@@ -382,25 +384,28 @@ class Stops(nn.Module):
     def forward(self, x):
         self.count.add_(1)
         with torch.no_grad():
-            still = self.attention.q(x).mean()
+            still = x.mean()
         y = self.attention(x)
         return self.dropout(y) * still + y.detach() * x + self.count
 
 
 def test_gradients_stop_where_the_model_says_so():
     model, x = Stops().train(), example().requires_grad_()
-    plan = fxslim.PruningPlan({"attention": [0, 1, 2, 3]}, 0.0)
+    dense = copy.deepcopy(model)
+    with torch.no_grad():
+        dense.attention.o.weight[:, :2] = 0  # head 0 is not read
+    plan = fxslim.PruningPlan({"attention": [1, 2, 3]}, 0.25)
     slim = torch.compile(model, backend=fxslim.backend(plan=plan, inner="eager"))
     results = []
-    for run in (model, slim):
+    for run, own in ((dense, dense), (slim, model)):
         torch.manual_seed(1)
         out = run(x)
-        results.append((out, *torch.autograd.grad(out.sum(), [x, *model.parameters()])))
-    (first, *expected), (second, *got) = results
-    torch.testing.assert_close(second, first + 1)  # the buffer was written to in between
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other)
-    assert model.count == 2
+        names = ["q.weight", "k.bias", "v.weight", "o.bias"]
+        inputs = [x, *(own.attention.get_parameter(name) for name in names)]
+        results.append((out, *torch.autograd.grad(out.sum(), inputs)))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+    assert model.count == dense.count == 1
 
 
 def test_training_goes_on():
@@ -479,7 +484,7 @@ def test_an_unknown_option_is_refused_with_those_that_are_known():
 def test_a_plan_that_names_no_site_of_the_model_is_an_error():
     plan = fxslim.PruningPlan({"layers.a": [0], "layer.b": [0]}, 0.75)
     slim = torch.compile(two_layers(), backend=fxslim.backend(plan=plan, inner="eager"))
-    with pytest.raises(Exception, match="the plan does not say what 'layers.b' keeps"):
+    with pytest.raises(Exception, match=r"the plan does not say what 'layers.b' keeps"):
         slim(example())
 
 
