@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
-from torch.fx.experimental.proxy_tensor import maybe_disable_fake_tensor_mode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fxslim.decisions import Following
 from fxslim.dynamo import trace
@@ -48,7 +48,7 @@ class PrunePass(CustomGraphPass):
             PlanError: the plan does not say what an attention of the graph keeps.
             UnsupportedSite: it removes heads of one that cannot be pruned.
         """
-        with maybe_disable_fake_tensor_mode():
+        with unset_fake_temporarily():
             self._narrow(graph)
 
     def _narrow(self, graph: fx.Graph) -> None:

@@ -59,5 +59,5 @@ def _select(before: fx.Node, dense: fx.Node, chosen: Selections) -> fx.Node:
 
 def without_data(tensor: torch.Tensor) -> torch.Tensor:
     """A stand-in of the same kind and shape, so that a program does not keep weights alive."""
-    empty = torch.empty_like(tensor, device="meta")
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
