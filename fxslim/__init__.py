@@ -15,6 +15,7 @@ from fxslim.errors import (
     UnsupportedSite,
     VerificationError,
 )
+from fxslim.linears import linear_modules
 from fxslim.locate import find_attention
 from fxslim.plan import PruningPlan
 from fxslim.planning import plan
@@ -48,6 +49,7 @@ __all__ = [
     "cost",
     "find_attention",
     "insert_head_masks",
+    "linear_modules",
     "narrow",
     "plan",
     "repair",
