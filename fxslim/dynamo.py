@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._functorch.aot_autograd import aot_export_module
 from torch._guards import TracingContext, tracing
 
 from fxslim.exporting import decompositions
@@ -24,6 +23,10 @@ from fxslim.program import Program
 from fxslim.tidying import tidy
 
 __all__ = ["Traced", "trace"]
+
+_WEIGHT = re.compile(r"_(parameters|buffers)('])?\[[^]]*\]$")
+_CONTAINERS = {"__dict__", "_buffers", "_modules", "_parameters"}
+"""Where modules hold what is read of them: steps of a source that are no part of a name."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def _functional(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any]
 ) -> tuple[fx.GraphModule, Any]:
     """The graph in functional ATen calls, and its signature; see `exporting.export`."""
+    from torch._functorch.aot_autograd import aot_export_module  # loads Dynamo, which takes long
+
     table: dict[Any, Callable[..., Any]] = {}
     while True:
         with tracing(copy.copy(TracingContext.try_get())):  # what tracing notes there is its own
@@ -135,9 +140,9 @@ def _read_as_attribute(
     *path, own = name.split(".")
     owner: nn.Module = module
     for step in path:
-        if not hasattr(owner, step):
+        if step not in owner._modules:
             owner.add_module(step, nn.Module())
-        owner = getattr(owner, step)
+        owner = owner.get_submodule(step)
     if isinstance(tensor, nn.Parameter):
         owner.register_parameter(own, tensor)
     else:
@@ -153,7 +158,7 @@ def _read_as_attribute(
 def _weight_names(places: Iterable[fx.Node]) -> list[str]:
     """For each input of Dynamo's graph its name as a parameter or buffer; empty if it is none."""
     sources = [_source_name(place) for place in places]
-    weights = [s if re.search(r"\._(parameters|buffers)\[[^]]*\]$", s) else "" for s in sources]
+    weights = [source if _WEIGHT.search(source) else "" for source in sources]
     short = [_path(source) for source in weights]
     if len(set(filter(None, short))) == len(list(filter(None, weights))):
         return short
@@ -164,14 +169,14 @@ def _source_name(place: fx.Node) -> str:
     """Where Dynamo reads an input: ``L['self']._modules['o']._parameters['weight']``."""
     source = getattr(place, "_dynamo_source", None)
     name = getattr(source, "name", "")
-    return str(name() if callable(name) else name)  # a property since torch 2.10
+    return str(name() if callable(name) else name)  # a method in earlier versions of PyTorch
 
 
 def _path(source: str, *, root: bool = False) -> str:
     """A source as a dotted path below the local or global variable that it begins with."""
-    plain = re.sub(r"\._(modules|parameters|buffers)(?=\[)", "", source)
-    steps = re.sub(r"\[['\"]?([^]'\"]*)['\"]?\]", r".\1", plain).split(".")
-    return ".".join(filter(None, (re.sub(r"\W", "_", step) for step in steps[1 if root else 2 :])))
+    steps = re.sub(r"\['?([^]']*)'?\]", r".\1", source).split(".")[1:]
+    names = [re.sub(r"\W", "_", step) for step in steps if step not in _CONTAINERS]
+    return ".".join(filter(None, names if root else names[1:]))
 
 
 def _shorten_paths(graph: fx.Graph) -> None:

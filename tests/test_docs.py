@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fxslim
+from fxslim.backend import dynamo_backend
 from tests.zoo.build import build
 
 ROOT = Path(__file__).parent.parent
@@ -50,3 +51,25 @@ def test_the_page_on_plans_runs():
     assert names["edited"].reached["flops"] < 1
     with torch.no_grad():
         names["slim"](**example_inputs)
+
+
+@pytest.mark.filterwarnings("ignore")  # Inductor's, onnxscript's and torchao's own
+def test_the_page_on_compilers_runs(tmp_path):
+    torch.compiler.reset()
+    if "fxslim" not in torch._dynamo.list_backends():  # not installed anew since it is there
+        torch._dynamo.register_backend(dynamo_backend, name="fxslim")
+    model, example_inputs = build("bert", "sdpa")
+    model.requires_grad_(False)
+    names = {"fxslim": fxslim, "torch": torch, "model": model, "folder": tmp_path}
+    names |= {"example_inputs": example_inputs, "batches": [example_inputs] * 3}
+    expected = None
+    for snippet in snippets("docs/compile.md"):
+        exec(compile(snippet, "compile.md", "exec"), names)
+        if "fast" in names and "plan" in names and expected is None:
+            expected = fxslim.narrow(names["program"], names["plan"])(**example_inputs)["logits"]
+    for result in ("fast", "narrow", "slim", "loaded"):
+        got = names[result](**example_inputs)["logits"]
+        torch.testing.assert_close(got, expected, msg=result)
+    assert (tmp_path / "slim.onnx").exists()
+    difference = names["small"](**example_inputs)["logits"] - expected
+    assert 0 < difference.norm() / expected.norm() < 0.03
