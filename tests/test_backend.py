@@ -206,7 +206,7 @@ def whole(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("inner", ["eager", "inductor"])
+@pytest.mark.parametrize("inner", ["eager", pytest.param("inductor", marks=pytest.mark.zoo)])
 def test_layers_that_share_a_graph_keep_heads_of_their_own(inner):
     model, x = Broken(10 if inner == "eager" else 2).eval(), example()
     backend = fxslim.backend(sparsity=0.5, inner=inner)
@@ -426,7 +426,7 @@ def test_training_goes_on():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("how", ["option", "torch.compile"])
+@pytest.mark.parametrize("how", ["option", pytest.param("torch.compile", marks=pytest.mark.zoo)])
 def test_reduce_overhead(how):
     model, x = two_layers(), example()
     if how == "option":
