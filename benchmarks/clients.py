@@ -68,6 +68,7 @@ def with_onnx_runtime(program: nn.Module, inputs: Inputs, folder: Path) -> Call:
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others wait, too
     session = onnxruntime.InferenceSession(file, options)
     feed = {name: tensor.cpu().numpy() for name, tensor in inputs.items()}
     return lambda: session.run(None, feed)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxslim.decisions import Decisions
 from fxslim.dynamo import Traced
@@ -105,7 +106,7 @@ class _Narrowed:
             if any(n.target == name for n in self.beforehand.graph.find_nodes(op="get_attr"))
         }
         self.run = {form: compile(form) for form in (self.inside, self.beforehand)}
-        self.versions: dict[str, tuple[int, int]] = {}
+        self.versions: dict[str, tuple[int, StorageWeakRef]] = {}
 
     def __call__(self, inputs: Sequence[Any]) -> Any:
         dense = [inputs[position] for position, _ in self.narrow.values()]
@@ -119,7 +120,8 @@ class _Narrowed:
         """Narrow anew the weights that were written to since they were narrowed."""
         for name, (position, chosen) in self.narrow.items():
             weight = inputs[position]
-            version = weight._version, weight.data_ptr()
+            storage = StorageWeakRef(weight.untyped_storage())  # type: ignore[no-untyped-call]
+            version = weight._version, storage
             if self.versions.get(name) != version:
                 with torch.no_grad():
                     attribute(self.beforehand, name).copy_(select(weight, chosen))
