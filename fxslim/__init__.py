@@ -1,5 +1,6 @@
 """fxslim: find every attention of a PyTorch model and cut out the heads it does not need."""
 
+from fxslim.backend import backend
 from fxslim.capture import capture
 from fxslim.compile import Report, compile, insert_head_masks, narrow, score
 from fxslim.constraints import Constraints
@@ -14,6 +15,7 @@ from fxslim.errors import (
     UnsupportedSite,
     VerificationError,
 )
+from fxslim.linears import linear_modules
 from fxslim.locate import find_attention, find_feed_forward
 from fxslim.plan import PruningPlan
 from fxslim.planning import plan
@@ -42,12 +44,14 @@ __all__ = [
     "Scores",
     "UnsupportedSite",
     "VerificationError",
+    "backend",
     "capture",
     "compile",
     "cost",
     "find_attention",
     "find_feed_forward",
     "insert_head_masks",
+    "linear_modules",
     "narrow",
     "plan",
     "repair",

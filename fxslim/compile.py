@@ -14,13 +14,7 @@ from fxslim.costs import Costs
 from fxslim.criteria import Criterion, LossFn, chosen, default_criterion
 from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
-from fxslim.following import (
-    attentions_of,
-    feed_forwards_of,
-    following,
-    keep_of,
-    sites_of,
-)
+from fxslim.keeping import attentions_of, feed_forwards_of, keep_of, located_for, sites_of
 from fxslim.locate import locate_parts
 from fxslim.partial import captured
 from fxslim.parts import each_part, meta_of
@@ -148,7 +142,7 @@ def compile(
     if plan is None:
         located = locate_parts(program, unit=unit, feed_forward=ffn_sparsity > 0)
     else:
-        located = following(program, plan)
+        located = located_for(program, plan)
     sites, blocks = attentions_of(located), feed_forwards_of(located)
     _check_prunable(sites, type(model).__name__)
     masked = _mask(program, located)
@@ -249,7 +243,7 @@ def narrow(program: nn.Module, plan: PruningPlan) -> nn.Module:
         PlanError: the plan does not fit the program's sites.
         UnsupportedSite: the plan removes heads of a site that is not prunable.
     """
-    located = following(program, plan)
+    located = located_for(program, plan)
     slim = _narrow(program, located, plan)
     meta_of(slim)["fxslim"] = Report(
         plan, attentions_of(located), feed_forwards=feed_forwards_of(located)

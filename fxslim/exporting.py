@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._guards import detect_fake_mode
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
@@ -15,7 +15,7 @@ from fxslim.errors import CaptureError
 from fxslim.graph import holds
 from fxslim.rules import row_for
 
-__all__ = ["SYMBOLIC_LENGTHS", "export", "length_dims"]
+__all__ = ["SYMBOLIC_LENGTHS", "decompositions", "export", "length_dims"]
 
 Choice = Callable[[torch.Tensor], list[int]]
 """The dimensions of an input that are to be symbolic."""
@@ -107,27 +107,27 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
     Only those without one are decomposed, if PyTorch knows how: linear, matmul, softmax and
     attention stay whole.
     """
-    table = _decompositions(exported)
+    table = decompositions(exported.graph)
     functional: ExportedProgram = exported.run_decompositions(table)
-    while more := {op: rule for op, rule in _decompositions(functional).items() if op not in table}:
+    while more := decompositions(functional.graph, table):
         table |= more
         functional = functional.run_decompositions(table)
     return functional
 
 
-def _decompositions(exported: ExportedProgram) -> dict[Any, Callable[..., Any]]:
-    """PyTorch's decompositions of the operators that have no row."""
+def decompositions(graph: fx.Graph, known: Collection[Any] = ()) -> dict[Any, Callable[..., Any]]:
+    """PyTorch's decompositions of the operators that have no row, except those known."""
     unknown = {
         node.target
-        for node in exported.graph.nodes
+        for node in graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
         and row_for(node) is None
         and not isinstance(node.meta.get("val"), torch.SymInt)
     }
     if not unknown:
         return {}
-    known = torch.export.default_decompositions()
-    return {op: known[op] for op in unknown if op in known}
+    table = torch.export.default_decompositions()
+    return {op: table[op] for op in unknown if op in table and op not in known}
 
 
 _Ties = Mapping[tuple[int, int], Any]

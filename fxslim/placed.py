@@ -88,6 +88,11 @@ class Located:
         return [attention.site for attention in self.attentions]
 
     @property
+    def every_site(self) -> list[Site]:
+        """The plain data of attentions and feed-forward blocks."""
+        return [placed.site for placed in self.placed]
+
+    @property
     def placed(self) -> tuple[Placed[Site], ...]:
         """Attentions and feed-forward blocks."""
         return (*self.attentions, *self.feed_forwards)

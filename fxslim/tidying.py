@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from fxslim.graph import attribute, fixed_size, shape
 from fxslim.program import Program, copy_graph
 
-__all__ = ["tidied"]
+__all__ = ["tidied", "tidy"]
 
 
 def tidied(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
@@ -22,10 +22,7 @@ def tidied(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
     assert isinstance(module, fx.GraphModule)
     _name_canonically(module, model)
     program = Program(module, copy_graph(module.graph)[0], type(model).__name__)
-    _inline_wrappers(program)
-    _drop_assertions(program)
-    _free_views(program)
-    _replace_copies(program)
+    tidy(program)
     _check_inputs(program, exported)
     program.graph.eliminate_dead_code()
     program.delete_all_unused_submodules()
@@ -33,6 +30,14 @@ def tidied(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
     program.recompile()
     program.train(model.training)
     return program
+
+
+def tidy(program: fx.GraphModule) -> None:
+    """Inline wrapped regions, drop what only observes, free views of the traced sizes."""
+    _inline_wrappers(program)
+    _drop_assertions(program)
+    _free_views(program)
+    _replace_copies(program)
 
 
 def _name_canonically(module: fx.GraphModule, model: nn.Module) -> None:

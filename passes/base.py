@@ -22,6 +22,7 @@ __all__ = [
     "Isolated",
     "check_analysed",
     "eliminate_dead_code",
+    "forget_unused",
     "infer_shapes",
     "isolate",
 ]
@@ -126,3 +127,13 @@ def _must_stay(node: fx.Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
     return node.op == "call_module" or bool(node.op == "call_function" and node.is_impure())
+
+
+def forget_unused(program: fx.GraphModule) -> None:
+    """Drop parameters and buffers that no node reads any more."""
+    read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
+    for name, module in list(program.named_modules()):
+        for own in [*module._parameters, *module._buffers]:
+            if f"{name}.{own}".lstrip(".") not in read:
+                delattr(module, own)
+    program.delete_all_unused_submodules()

@@ -17,6 +17,7 @@ from fxslim.passes.base import (
     GraphPass,
     check_analysed,
     eliminate_dead_code,
+    forget_unused,
     infer_shapes,
     isolate,
 )
@@ -26,7 +27,10 @@ from fxslim.positions import Keep, kept_positions, narrowed_size
 from fxslim.program import copy_program
 from fxslim.rules import row_for
 
-__all__ = ["Narrow"]
+__all__ = ["Narrow", "Selections", "select", "selections_of"]
+
+Selections = tuple[tuple[int, torch.Tensor], ...]
+"""Dimensions of a tensor, each with a LongTensor of the positions that stay."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Narrow(GraphPass):
         self._narrow_tensors(axes, [node for node in touched if node.op == "get_attr"])
         remove_empty(axes, self.keep)
         eliminate_dead_code(slim)
-        _forget_unused(slim)
+        forget_unused(slim)
         narrow_shapes(axes, self.keep, [node for node in touched if not _selected_from(node)])
         new = [node for node in slim.graph.nodes if "val" not in node.meta]
         infer_shapes(slim)
@@ -119,7 +123,7 @@ class Narrow(GraphPass):
             target = str(node.target)
             old = graph.attribute(axes.program, target)
             if id(old) not in made:
-                made[id(old)] = _narrowed(old, axes.of(node), self.keep)
+                made[id(old)] = _narrowed(old, _selections(axes.of(node), self.keep))
             graph.set_attribute(axes.program, target, made.get(id(old), old))
 
 
@@ -144,23 +148,29 @@ def _with_operands(node: fx.Node) -> Iterator[fx.Node]:
     yield from graph.tensor_inputs(node)
 
 
-def _narrowed(tensor: torch.Tensor, dims: Dims, keep: Keep) -> torch.Tensor:
-    """`tensor` index-selected along every dimension that narrows, of its own kind."""
-    value = tensor.detach()
-    for position, dim in enumerate(dims):
-        if narrowed_size(dim, keep) != size(dim):
-            index = torch.tensor(kept_positions(dim, keep), device=value.device, dtype=torch.long)
-            value = value.index_select(position, index)
+def _selections(dims: Dims, keep: Keep) -> Selections:
+    """The dimensions that narrow, each with the positions that stay."""
+    narrow = [d for d, dim in enumerate(dims) if narrowed_size(dim, keep) != size(dim)]
+    return tuple((d, torch.tensor(kept_positions(dims[d], keep)).long()) for d in narrow)
+
+
+def selections_of(axes: AxisMap, keep: Keep) -> dict[str, Selections]:
+    """For each parameter and buffer that narrows, by name, what stays of it."""
+    read = axes.program.graph.find_nodes(op="get_attr")
+    found = {str(node.target): _selections(axes.of(node), keep) for node in read}
+    return {name: chosen for name, chosen in found.items() if chosen}
+
+
+def select(tensor: torch.Tensor, chosen: Selections) -> torch.Tensor:
+    """`tensor` index-selected along every dimension that narrows."""
+    for dimension, index in chosen:
+        tensor = tensor.index_select(dimension, index.to(tensor.device))
+    return tensor
+
+
+def _narrowed(tensor: torch.Tensor, chosen: Selections) -> torch.Tensor:
+    """`tensor` without what goes, of its own kind."""
+    value = select(tensor.detach(), chosen)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(value, requires_grad=tensor.requires_grad)
     return value
-
-
-def _forget_unused(program: fx.GraphModule) -> None:
-    """Drop parameters and buffers that no node reads any more."""
-    read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
-    for name, module in list(program.named_modules()):
-        for own in [*module._parameters, *module._buffers]:
-            if f"{name}.{own}".lstrip(".") not in read:
-                delattr(module, own)
-    program.delete_all_unused_submodules()

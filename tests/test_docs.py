@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import fxslim
+from fxslim.backend import dynamo_backend
+from tests.models import Attention, Residual, example
 from tests.zoo.build import build
 
 ROOT = Path(__file__).parent.parent
@@ -51,3 +53,24 @@ def test_the_page_on_plans_runs():
     assert names["channels"].sparsity == 0.5
     with torch.no_grad():
         names["slim"](**example_inputs)
+
+
+@pytest.mark.filterwarnings("ignore")  # Inductor's, onnxscript's and torchao's own
+def test_the_page_on_compilers_runs(tmp_path):
+    torch.compiler.reset()
+    if "fxslim" not in torch._dynamo.list_backends():  # not installed anew since it is there
+        torch._dynamo.register_backend(dynamo_backend, name="fxslim")
+    model = Residual(a=Attention(), b=Attention()).eval().requires_grad_(False)
+    example_inputs = {"x": example()}
+    names = {"fxslim": fxslim, "torch": torch, "model": model, "folder": tmp_path}
+    names |= {"example_inputs": example_inputs, "batches": [example_inputs] * 3}
+    expected = None
+    for snippet in snippets("docs/compile.md"):
+        exec(compile(snippet, "compile.md", "exec"), names)
+        if "plan" in names and expected is None:
+            expected = fxslim.narrow(names["program"], names["plan"])(**example_inputs)
+    for result in ("fast", "narrow", "slim", "loaded"):
+        torch.testing.assert_close(names[result](**example_inputs), expected, msg=result)
+    assert (tmp_path / "slim.onnx").exists()
+    difference = names["small"](**example_inputs) - expected
+    assert 0 < difference.norm() / expected.norm() < 0.03

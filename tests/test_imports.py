@@ -14,7 +14,15 @@ def python(code):
 
 
 def test_importing_fxslim_leaves_optional_dependencies_unloaded():
-    optional = {"matplotlib", "onnx", "onnxruntime", "onnxscript", "safetensors", "transformers"}
+    optional = {
+        "matplotlib",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "safetensors",
+        "torchao",
+        "transformers",
+    }
     done = python(f"import fxslim, fxslim.passes, sys; print({optional} & sys.modules.keys())")
     assert done.stdout == "set()\n", done.stderr
 

@@ -1,4 +1,4 @@
-"""Following a plan: the sites that it speaks of, and the axes that narrow by it."""
+"""Keeping: a plan in terms of axes, which is what narrowing takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxslim.plan import PruningPlan, check_plan
 from fxslim.positions import Keep, Uneven
 from fxslim.sites import AttentionSite, FeedForwardSite, Site
 
-__all__ = ["attentions_of", "feed_forwards_of", "following", "keep_of", "sites_of"]
+__all__ = ["attentions_of", "feed_forwards_of", "keep_of", "located_for", "sites_of"]
 
 
 def attentions_of(located: Mapping[str, Located]) -> list[AttentionSite]:
@@ -32,7 +32,7 @@ def sites_of(located: Mapping[str, Located]) -> list[Site]:
     return [*attentions_of(located), *feed_forwards_of(located)]
 
 
-def following(program: nn.Module, plan: PruningPlan) -> dict[str, Located]:
+def located_for(program: nn.Module, plan: PruningPlan) -> dict[str, Located]:
     """The sites with the units that the plan needs: single query heads only if it must."""
     located = locate_parts(program)
     blocks = not plan.kept.keys() <= {site.name for site in attentions_of(located)}
