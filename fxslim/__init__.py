@@ -14,15 +14,23 @@ from fxslim.errors import (
     UnsupportedSite,
     VerificationError,
 )
+from fxslim.inc import Pruning, parse_auto_slim_config, prepare_pruning
+from fxslim.l0 import L0Gates, insert_l0_gates_
 from fxslim.locate import find_attention
 from fxslim.plan import PruningPlan
 from fxslim.planning import plan
+from fxslim.pruner import HeadCompression, MultiheadAttentionPruner
+from fxslim.pruning_config import PruningConfig
 from fxslim.refit import Refitted
 from fxslim.repair import repair
 from fxslim.scores import Scores
 from fxslim.show import show
 from fxslim.sites import AttentionSite, Projection
+from fxslim.slimming import model_slim
 from fxslim.verify import verify
+
+PythonMultiheadAttentionPruner = MultiheadAttentionPruner
+"""Intel Neural Compressor's name."""
 
 __all__ = [
     "CRITERIA",
@@ -33,9 +41,15 @@ __all__ = [
     "Costs",
     "Criterion",
     "FxslimError",
+    "HeadCompression",
+    "L0Gates",
+    "MultiheadAttentionPruner",
     "PlanError",
     "Projection",
+    "Pruning",
+    "PruningConfig",
     "PruningPlan",
+    "PythonMultiheadAttentionPruner",
     "Refitted",
     "Report",
     "Scores",
@@ -46,8 +60,12 @@ __all__ = [
     "cost",
     "find_attention",
     "insert_head_masks",
+    "insert_l0_gates_",
+    "model_slim",
     "narrow",
+    "parse_auto_slim_config",
     "plan",
+    "prepare_pruning",
     "repair",
     "score",
     "show",

@@ -30,7 +30,7 @@ from fxslim.streams import again
 from fxslim.targets import Scope
 from fxslim.verify import verify as check
 
-__all__ = ["Report", "compile", "insert_head_masks", "narrow", "score"]
+__all__ = ["Report", "check_prunable", "compile", "insert_head_masks", "narrow", "score"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def compile(
     program = captured(model, example_inputs, dynamic=dynamic)
     located = _following(program, plan) if plan is not None else locate_parts(program, unit=unit)
     sites = _sites(located)
-    _check_prunable(sites, type(model).__name__)
+    check_prunable(sites, type(model).__name__)
     masked = _mask(program, located)
     scores: dict[str, torch.Tensor] = {}
     if plan is None:
@@ -287,8 +287,12 @@ def _within_groups(attention: Attention, kept: Sequence[int]) -> dict[Axis, Unev
     return {} if whole else {within: Uneven(group, in_order)}
 
 
-def _check_prunable(sites: Sequence[AttentionSite], model: str) -> None:
-    """Never return an unchanged model in silence."""
+def check_prunable(sites: Sequence[AttentionSite], model: str) -> None:
+    """Refuse sites of which none is prunable: never return an unchanged model in silence.
+
+    Raises:
+        UnsupportedSite: lists why.
+    """
     if not sites:
         raise UnsupportedSite(
             f"{model} has no attention: no softmax or scaled_dot_product_attention over the "

@@ -60,7 +60,7 @@ class Magnitude:
         scores: dict[str, torch.Tensor] = {}
         for site in sites:
             total = torch.zeros(site.num_heads)
-            for projection in (*site.query, *site.key, *site.value, *site.output):
+            for projection in site.projections:
                 sizes = _slices_of(masked, projection).abs() ** self.order
                 mean = sizes.mean(dim=(1, 2)) ** (1 / self.order)
                 total += per_query_head(mean.cpu(), site)

@@ -130,7 +130,7 @@ def _parameter_sizes(module: nn.Module) -> dict[str, int]:
 
 
 def _site_parameters(site: AttentionSite, sizes: Mapping[str, int]) -> int:
-    projections = (*site.query, *site.key, *site.value, *site.output)
+    projections = site.projections
     names = {name for p in projections for name in (p.weight, p.bias) if name is not None}
     return sum(sizes.get(name, 0) for name in names)
 

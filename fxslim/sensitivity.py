@@ -77,7 +77,7 @@ class Snip:
         loss_fn: LossFn | None = None,
     ) -> dict[str, torch.Tensor]:
         """Needs calibration batches, and a loss of the output (or an output with `.loss`)."""
-        used = [(s, p) for s in sites for p in (*s.query, *s.key, *s.value, *s.output)]
+        used = [(s, p) for s in sites for p in s.projections]
         names = list(dict.fromkeys(projection.weight for _, projection in used))
         weights = {name: attribute(masked, name) for name in names}
         scores = {site.name: torch.zeros(site.num_heads) for site in sites}

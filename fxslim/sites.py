@@ -80,6 +80,11 @@ class AttentionSite:
     reason: str
     cores: tuple[str, ...]
 
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All weights that carry the heads."""
+        return (*self.query, *self.key, *self.value, *self.output)
+
 
 Head = dict[Axis, int]
 """A head by its coordinates along the head axes."""

@@ -13,5 +13,6 @@ if __name__ != "fxslim.passes":
 
 from fxslim.passes.insert_head_masks import InsertHeadMasks
 from fxslim.passes.narrow import Narrow
+from fxslim.passes.remove_head_masks import RemoveHeadMasks
 
-__all__ = ["InsertHeadMasks", "Narrow"]
+__all__ = ["InsertHeadMasks", "Narrow", "RemoveHeadMasks"]

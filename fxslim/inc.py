@@ -1,0 +1,192 @@
+"""Pruning while training, with the names of Intel Neural Compressor: configs in, hooks on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from fxslim.errors import FxslimError, PlanError
+from fxslim.examples import Inputs
+from fxslim.parts import meta_of, parts_of
+from fxslim.pruner import HeadCompression, MultiheadAttentionPruner
+from fxslim.pruning_config import PruningConfig, chosen_sites
+from fxslim.sites import AttentionSite
+from fxslim.training_masks import HeadMasks, attach_, slashed
+from fxslim.training_sites import bare, training_sites
+
+__all__ = ["Pruning", "hook_optimizer_", "parse_auto_slim_config", "prepare_pruning"]
+
+
+def parse_auto_slim_config(
+    model: nn.Module,
+    example_inputs: Inputs | None = None,
+    *,
+    mha_sparsity: float = 0.0,
+    ffn2_sparsity: float = 0.0,
+    **kwargs: Any,
+) -> list[dict[str, Any]]:
+    """Make pruning configs for what a model has: plain dicts, to print and to edit.
+
+    Args:
+        model: not changed.
+        example_inputs: as for `fxslim.capture`.
+        mha_sparsity: the share of attention heads to remove, in [0, 1); 0 makes no config.
+        ffn2_sparsity: the share of feed-forward channels to remove; not supported yet.
+        kwargs: any key of `fxslim.PruningConfig`, for every config.
+
+    Returns:
+        One config for what is to be pruned, with the attentions that can be as `op_names`.
+
+    Raises:
+        ValueError, TypeError: an unknown key, or a value that makes no sense.
+        CaptureError: PyTorch cannot export the model.
+        UnsupportedSite: no attention can be pruned; the message lists why.
+    """
+    configs = []
+    if mha_sparsity:
+        asked = {"op_names": [], **kwargs, "pattern": "mha", "target_sparsity": mha_sparsity}
+        config = PruningConfig.of(asked)
+        sites = chosen_sites(config, training_sites(bare(model), example_inputs))
+        configs.append({**config.as_dict(), "op_names": [site.name for site in sites]})
+    if ffn2_sparsity:
+        configs.append(_feed_forward_config(ffn2_sparsity, kwargs))
+    return configs
+
+
+def _feed_forward_config(sparsity: float, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The config for the channels between the Linears of feed-forward blocks."""
+    raise FxslimError(f"ffn2_sparsity={sparsity}: feed-forward channels cannot be pruned yet")
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The pruners of a model, one for each config, and their hooks at once."""
+
+    pruners: Sequence[MultiheadAttentionPruner]
+
+    def on_step_begin(self, local_step: int = 0) -> None:
+        """See `MultiheadAttentionPruner.on_step_begin`."""
+        for pruner in self.pruners:
+            pruner.on_step_begin(local_step)
+
+    def on_before_optimizer_step(self) -> None:
+        """See `MultiheadAttentionPruner.on_before_optimizer_step`."""
+        for pruner in self.pruners:
+            pruner.on_before_optimizer_step()
+
+    def on_after_optimizer_step(self) -> None:
+        """See `MultiheadAttentionPruner.on_after_optimizer_step`."""
+        for pruner in self.pruners:
+            pruner.on_after_optimizer_step()
+
+
+def prepare_pruning(
+    model: nn.Module,
+    configs: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    optimizer: Optimizer | None = None,
+    *,
+    example_inputs: Inputs | None = None,
+) -> Pruning:
+    """Put masks on a model, to be set while an ordinary loop trains it.
+
+    The model gets two submodules, ``head_masks`` and ``pruners``, whose buffers are the masks, the
+    step and the scores.  Its parameters keep their names.  A state dict saved during the run and
+    loaded into a model that was prepared alike continues with the same decisions.
+
+    Args:
+        model: changed; in `DistributedDataParallel` or compiled, what is inside.  Or a masked
+            program (``fxslim.insert_head_masks(..., trainable=False)``).
+        configs: what `parse_auto_slim_config` returned, or dicts with its keys.
+        optimizer: its steps call the hooks, so that the loop need not change.  Without one, the
+            loop calls those of the result.
+        example_inputs: as for `fxslim.capture`.
+
+    Raises:
+        ValueError, TypeError: a config makes no sense, or the model was prepared before.
+        PlanError: a config names attentions that are not there, or two name the same.
+        CaptureError: PyTorch cannot export the model.
+        UnsupportedSite: no attention can be pruned, or one that is named cannot; says why.
+    """
+    given = [configs] if isinstance(configs, Mapping) else list(configs)
+    checked = [PruningConfig.of(config) for config in given]
+    if not checked:
+        raise ValueError("there is no pruning config: pass what parse_auto_slim_config returned")
+    for config in checked:
+        config.check_schedule()
+    model = bare(model)
+    if hasattr(model, "pruners"):
+        raise ValueError(
+            f"{type(model).__name__} has an attribute 'pruners' already: a model is prepared for "
+            "pruning once; use the pruners that it has, or a fresh copy of the model"
+        )
+    sites = _masked_sites(model) or training_sites(model, example_inputs)
+    groups = [chosen_sites(config, sites) for config in checked]
+    wanted = _disjoint(groups)
+    if not _masked_sites(model):
+        attach_(model, HeadMasks(model, wanted))
+    holders = _holders(model, wanted)
+    pruners = [
+        MultiheadAttentionPruner(
+            config,
+            {site.name: HeadCompression.of(site, holders[site.name], model) for site in group},
+        )
+        for config, group in zip(checked, groups, strict=True)
+    ]
+    model.add_module("pruners", nn.ModuleList(pruners))
+    pruning = Pruning(pruners)
+    if optimizer is not None:
+        hook_optimizer_(optimizer, pruning)
+    return pruning
+
+
+def hook_optimizer_(optimizer: Optimizer, pruning: Pruning) -> None:
+    """Let the steps of an optimizer call the hooks: the first step begins now."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner  # accelerate's holds the one that steps
+    pruning.on_step_begin()
+
+    def before(*_: Any) -> None:
+        pruning.on_before_optimizer_step()
+
+    def after(*_: Any) -> None:
+        pruning.on_after_optimizer_step()
+        pruning.on_step_begin()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+
+
+def _masked_sites(model: nn.Module) -> list[AttentionSite]:
+    """The sites of a masked program; none of anything else.
+
+    Raises:
+        ValueError: its masks are parameters, which an optimizer would change.
+    """
+    sites: list[AttentionSite] = meta_of(model).get("sites", [])
+    for holder in _holders(model, sites).values():
+        if holder._parameters:
+            raise ValueError(
+                "the program's head masks are trainable; use insert_head_masks(trainable=False)"
+            )
+    return sites
+
+
+def _holders(model: nn.Module, sites: Iterable[AttentionSite]) -> dict[str, nn.Module]:
+    """The module that holds each site's mask."""
+    parts = parts_of(model).values() if meta_of(model) else [model]
+    holders = [part.get_submodule("head_masks") for part in parts if hasattr(part, "head_masks")]
+    return {s.name: h for s in sites for h in holders if hasattr(h, slashed(s.name))}
+
+
+def _disjoint(groups: Iterable[Iterable[AttentionSite]]) -> list[AttentionSite]:
+    """The sites of all configs."""
+    found: dict[str, AttentionSite] = {}
+    for site in (site for group in groups for site in group):
+        if site.name in found:
+            raise PlanError(f"two pruning configs name {site.name!r}; exclude it from one of them")
+        found[site.name] = site
+    return list(found.values())

@@ -1,0 +1,109 @@
+"""Slimming: a model with masked or zeroed heads becomes a program without them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+
+from fxslim.compile import compile
+from fxslim.examples import Inputs
+from fxslim.graph import attribute, set_attribute
+from fxslim.locate import find_attention
+from fxslim.magnitudes import slices
+from fxslim.masks import head_masks
+from fxslim.partial import captured
+from fxslim.parts import each_part, meta_of
+from fxslim.passes import RemoveHeadMasks
+from fxslim.plan import PruningPlan
+from fxslim.sites import AttentionSite
+from fxslim.training_masks import HeadMasks, SiteMasks, masked_weights, masks_of, unmasked
+from fxslim.training_sites import bare, check_whole, evaluating
+
+__all__ = ["model_slim"]
+
+
+def model_slim(model: nn.Module, example_inputs: Inputs | None = None) -> nn.Module:
+    """Make a model narrow that was trained with masks, or whose heads another tool has zeroed.
+
+    Masks and gates are multiplied into the weights of the output projections.  A head goes if all
+    that these read of it is zero; other heads stay as they are.
+
+    Args:
+        model: not changed; in `DistributedDataParallel` or compiled, what is inside.
+        example_inputs: as for `fxslim.capture`.
+
+    Returns:
+        A `GraphModule` in eval mode that computes what the model does in eval mode, with
+        ``meta["fxslim"]`` a `Report`; see `fxslim.compile`.
+
+    Raises:
+        CaptureError: PyTorch cannot export the model.
+        UnsupportedSite: no attention can be pruned, or the parameters are sharded.
+    """
+    model = bare(model)
+    check_whole(model)
+    with evaluating(model), unmasked(model):
+        weights = masked_weights(model, masks) if (masks := _masks(model)) else {}
+        program = _plain(captured(model, example_inputs))
+    for name, weight in weights.items():
+        trained = attribute(program, name).requires_grad
+        set_attribute(program, name, nn.Parameter(weight.clone(), requires_grad=trained))
+    sites = [site for site in find_attention(program) if site.prunable]
+    zero = {site.name: _zero_heads(program, site) for site in sites}
+    if any(0 < len(zero[s.name] & set(unit)) < len(unit) for s in sites for unit in s.unit):
+        sites = [site for site in find_attention(program, unit="any") if site.prunable]
+    plan = PruningPlan.of(_kept(sites, zero), sites)
+    if not plan.sparsity:
+        warnings.warn(
+            f"fxslim.model_slim: no head of {type(model).__name__} is masked or zero in all of its "
+            "output projection, so none is removed",
+            stacklevel=2,
+        )
+    return compile(program, plan=plan)
+
+
+def _masks(model: nn.Module) -> SiteMasks | None:
+    """The masks of a model or of a masked program."""
+    sites: list[AttentionSite] = meta_of(model).get("sites", [])
+    if not sites:
+        return masks_of(model)
+    masks = HeadMasks(model, sites)
+    for name, mask in head_masks(model, list(masks.sites)).items():
+        masks.mask(name).copy_(mask.detach())
+    return masks
+
+
+def _plain(program: nn.Module) -> nn.Module:
+    """A captured model without head masks in its graph."""
+
+    def remove(_: str, part: fx.GraphModule) -> fx.GraphModule:
+        plain: fx.GraphModule = RemoveHeadMasks()(part).graph_module
+        return plain
+
+    plain = each_part(program, remove)
+    meta_of(plain).pop("sites", None)
+    return plain
+
+
+def _zero_heads(program: nn.Module, site: AttentionSite) -> set[int]:
+    """The heads of which the output projections read nothing."""
+    zero = torch.ones(site.num_heads, dtype=torch.bool)
+    for projection in site.output:
+        weight = attribute(program, projection.weight).detach()
+        zero &= (slices(weight, projection) == 0).all(dim=(1, 2)).cpu()
+    return set(zero.nonzero().flatten().tolist())
+
+
+def _kept(sites: Sequence[AttentionSite], zero: dict[str, set[int]]) -> dict[str, list[int]]:
+    """The heads that stay: all of a unit, unless all of it is zero in all coupled sites."""
+    whole = {s.name: [set(unit) <= zero[s.name] for unit in s.unit] for s in sites}
+    kept = {}
+    for site in sites:
+        places = zip(*(whole[name] for name in (site.name, *site.coupled)), strict=True)
+        goes = [all(place) for place in places]
+        pairs = zip(site.unit, goes, strict=True)
+        kept[site.name] = [head for unit, go in pairs if not go for head in unit]
+    return kept
