@@ -14,12 +14,13 @@ from fxslim.errors import (
     UnsupportedSite,
     VerificationError,
 )
+from fxslim.head_compression import HeadCompression
 from fxslim.inc import Pruning, parse_auto_slim_config, prepare_pruning
 from fxslim.l0 import L0Gates, insert_l0_gates_
 from fxslim.locate import find_attention
 from fxslim.plan import PruningPlan
 from fxslim.planning import plan
-from fxslim.pruner import HeadCompression, MultiheadAttentionPruner
+from fxslim.pruner import MultiheadAttentionPruner
 from fxslim.pruning_config import PruningConfig
 from fxslim.refit import Refitted
 from fxslim.repair import repair

@@ -11,11 +11,13 @@ from torch.optim import Optimizer
 
 from fxslim.errors import FxslimError, PlanError
 from fxslim.examples import Inputs
-from fxslim.parts import meta_of, parts_of
-from fxslim.pruner import HeadCompression, MultiheadAttentionPruner
+from fxslim.head_compression import HeadCompression, ProgramMasks
+from fxslim.masks import head_masks
+from fxslim.parts import meta_of
+from fxslim.pruner import MultiheadAttentionPruner
 from fxslim.pruning_config import PruningConfig, chosen_sites
 from fxslim.sites import AttentionSite
-from fxslim.training_masks import HeadMasks, attach_, slashed
+from fxslim.training_masks import HeadMasks
 from fxslim.training_sites import bare, training_sites
 
 __all__ = ["Pruning", "hook_optimizer_", "parse_auto_slim_config", "prepare_pruning"]
@@ -93,9 +95,9 @@ def prepare_pruning(
 ) -> Pruning:
     """Put masks on a model, to be set while an ordinary loop trains it.
 
-    The model gets two submodules, ``head_masks`` and ``pruners``, whose buffers are the masks, the
-    step and the scores.  Its parameters keep their names.  A state dict saved during the run and
-    loaded into a model that was prepared alike continues with the same decisions.
+    The model gets buffers, the masks, the step and the scores (``head_masks/...``); its parameters
+    keep their names.  A state dict saved during the run and loaded into a model that was prepared
+    alike goes on with the same decisions.
 
     Args:
         model: changed; in `DistributedDataParallel` or compiled, what is inside.  Or a masked
@@ -118,25 +120,15 @@ def prepare_pruning(
     for config in checked:
         config.check_schedule()
     model = bare(model)
-    if hasattr(model, "pruners"):
-        raise ValueError(
-            f"{type(model).__name__} has an attribute 'pruners' already: a model is prepared for "
-            "pruning once; use the pruners that it has, or a fresh copy of the model"
-        )
-    sites = _masked_sites(model) or training_sites(model, example_inputs)
+    masked = _masked_sites(model)
+    sites = masked or training_sites(model, example_inputs)
     groups = [chosen_sites(config, sites) for config in checked]
     wanted = _disjoint(groups)
-    if not _masked_sites(model):
-        attach_(model, HeadMasks(model, wanted))
-    holders = _holders(model, wanted)
+    masks = ProgramMasks(model) if masked else HeadMasks(model, wanted).attach_()
     pruners = [
-        MultiheadAttentionPruner(
-            config,
-            {site.name: HeadCompression.of(site, holders[site.name], model) for site in group},
-        )
+        MultiheadAttentionPruner(config, {s.name: HeadCompression(s, masks) for s in group})
         for config, group in zip(checked, groups, strict=True)
     ]
-    model.add_module("pruners", nn.ModuleList(pruners))
     pruning = Pruning(pruners)
     if optimizer is not None:
         hook_optimizer_(optimizer, pruning)
@@ -167,19 +159,13 @@ def _masked_sites(model: nn.Module) -> list[AttentionSite]:
         ValueError: its masks are parameters, which an optimizer would change.
     """
     sites: list[AttentionSite] = meta_of(model).get("sites", [])
-    for holder in _holders(model, sites).values():
-        if holder._parameters:
-            raise ValueError(
-                "the program's head masks are trainable; use insert_head_masks(trainable=False)"
-            )
+    masks = head_masks(model, [site.name for site in sites]) if sites else {}
+    if any(mask.requires_grad for mask in masks.values()):
+        raise ValueError(
+            "the program's head masks are trainable, and pruned heads would come back: make it "
+            "with fxslim.insert_head_masks(..., trainable=False)"
+        )
     return sites
-
-
-def _holders(model: nn.Module, sites: Iterable[AttentionSite]) -> dict[str, nn.Module]:
-    """The module that holds each site's mask."""
-    parts = parts_of(model).values() if meta_of(model) else [model]
-    holders = [part.get_submodule("head_masks") for part in parts if hasattr(part, "head_masks")]
-    return {s.name: h for s in sites for h in holders if hasattr(h, slashed(s.name))}
 
 
 def _disjoint(groups: Iterable[Iterable[AttentionSite]]) -> list[AttentionSite]:

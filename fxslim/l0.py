@@ -17,7 +17,7 @@ from torch import nn
 from fxslim.examples import Inputs
 from fxslim.plan import PruningPlan
 from fxslim.sites import AttentionSite
-from fxslim.training_masks import SiteMasks, attach_, parameter, slashed
+from fxslim.training_masks import SiteMasks, parameter, state_name
 from fxslim.training_sites import bare, training_sites
 
 __all__ = ["L0Gates", "insert_l0_gates_"]
@@ -32,11 +32,11 @@ def insert_l0_gates_(
     open_probability: float = 0.99,
     temperature: float = 2 / 3,
 ) -> L0Gates:
-    """Give a model a learned gate for every head that can go, as ``model.head_masks``.
+    """Give a model a learned gate for every head that can go.
 
-    Train it with ``loss + strength * gates.penalty()``; the gates are parameters of the model, and
-    learn with a larger rate than its weights do.  `fxslim.model_slim` removes the heads whose
-    gates have closed, and multiplies the other gates into the weights.
+    Train it with ``loss + strength * gates.penalty()``; the gates are parameters of the model
+    (``head_masks/<site>``), and learn with a larger rate than its weights do.  `fxslim.model_slim`
+    removes the heads whose gates have closed, and multiplies the other gates into the weights.
 
     Args:
         model: changed; in `DistributedDataParallel` or compiled, what is inside.
@@ -56,7 +56,7 @@ def insert_l0_gates_(
     model = bare(model)
     sites = [site for site in training_sites(model, example_inputs) if site.prunable]
     gates = L0Gates(model, sites, open_probability=open_probability, temperature=temperature)
-    attach_(model, gates)
+    gates.attach_()
     model.register_forward_pre_hook(gates.draw)
     return gates
 
@@ -64,8 +64,8 @@ def insert_l0_gates_(
 class L0Gates(SiteMasks):
     """The gates of a model in training: one for the heads that go together.
 
-    In training mode each forward of the model draws new noise; in eval mode there is none.  The
-    parameters (units,) have the names of the sites; sites that are coupled share the first one's.
+    In training mode each forward of the model draws new noise; in eval mode there is none.  Sites
+    that are coupled share one parameter (units,).
 
     Attributes:
         temperature: of the sigmoid.
@@ -81,38 +81,47 @@ class L0Gates(SiteMasks):
     ) -> None:
         super().__init__(model, sites)
         self.temperature = temperature
-        start = math.log(open_probability / (1 - open_probability)) + self._shift
-        for site in sites:
-            device = parameter(model, site.output[0].weight).device
-            units = torch.zeros(site.num_heads, dtype=torch.long, device=device)
+        self._start = math.log(open_probability / (1 - open_probability)) + self._shift
+
+    def add_state_(self) -> None:
+        """Add a parameter, and noise, for each site that shares no earlier one's."""
+        for site in self.sites.values():
+            weight = parameter(self.model, site.output[0].weight)
+            units = torch.zeros(site.num_heads, dtype=torch.long, device=weight.device)
             for number, heads in enumerate(site.unit):
                 units[list(heads)] = number
-            self.register_buffer(f"{slashed(site.name)}/unit", units, persistent=False)
-            if self._shared(site) == site.name:
-                logits = torch.full((len(site.unit),), start, device=device)
-                self.register_parameter(slashed(site.name), nn.Parameter(logits))
-                noise = torch.full_like(logits, 0.5)
-                self.register_buffer(f"{slashed(site.name)}/noise", noise, persistent=False)
+            self._register(site, "unit", units)
+            if self._shared(site.name) == site.name:
+                logits = weight.new_full((len(site.unit),), self._start)
+                self.model.register_parameter(state_name(site.name), nn.Parameter(logits))
+                self._register(site, "noise", torch.full_like(logits, 0.5, dtype=torch.float32))
+
+    def _register(self, site: AttentionSite, kind: str, value: torch.Tensor) -> None:
+        self.model.register_buffer(state_name(site.name, kind), value, persistent=False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of the gates, which are among the model's, for an optimizer."""
+        return list({id(p): p for p in map(self._logits, self.sites)}.values())
 
     def draw(self, model: nn.Module, inputs: Any) -> None:
         """Draw noise, uniform in (0, 1), if in training mode; a forward hook of the model."""
-        if self.training:
-            for name, noise in self.named_buffers():
-                if name.endswith("/noise"):
-                    noise.uniform_(1e-6, 1 - 1e-6)
+        if model.training:
+            for site in self.sites:
+                if self._shared(site) == site:
+                    self.state(site, "noise").uniform_(1e-6, 1 - 1e-6)
 
     def mask(self, site: str) -> torch.Tensor:
         """The gates (heads,) of a site, in [0, 1]."""
-        logits = self._logits(site)
-        if self.training:
-            noise = self._buffer(self._shared(self.sites[site]), "noise")
+        logits: torch.Tensor = self._logits(site)
+        if self.model.training:
+            noise = self.state(self._shared(site), "noise")
             logits = (logits + noise.logit()) / self.temperature
-        return _stretched(logits)[self._buffer(site, "unit")]
+        return _stretched(logits)[self.state(site, "unit")]
 
     def penalty(self) -> torch.Tensor:
         """The expected number of heads whose gates are not 0: the L0 penalty, a scalar."""
         expected = [
-            (self._logits(site) - self._shift).sigmoid()[self._buffer(site, "unit")]
+            (self._logits(site) - self._shift).sigmoid()[self.state(site, "unit")]
             for site in self.sites
         ]
         return torch.cat(expected).sum()
@@ -120,23 +129,19 @@ class L0Gates(SiteMasks):
     def plan(self) -> PruningPlan:
         """The plan that keeps the heads whose gates are open in eval mode."""
         gates = {
-            site: _stretched(self._logits(site).detach())[self._buffer(site, "unit")]
+            site: _stretched(self._logits(site).detach())[self.state(site, "unit")]
             for site in self.sites
         }
         kept = {site: values.nonzero().flatten().tolist() for site, values in gates.items()}
         return PruningPlan.of(kept, list(self.sites.values()))
 
-    def _logits(self, site: str) -> torch.Tensor:
+    def _logits(self, site: str) -> nn.Parameter:
         """The parameter (units,) of a site's gates."""
-        name = slashed(self._shared(self.sites[site]))
-        return cast(torch.Tensor, getattr(self, name))
+        return cast(nn.Parameter, self.state(self._shared(site)))
 
-    def _buffer(self, site: str, kind: str) -> torch.Tensor:
-        return cast(torch.Tensor, getattr(self, f"{slashed(site)}/{kind}"))
-
-    def _shared(self, site: AttentionSite) -> str:
+    def _shared(self, site: str) -> str:
         """The site whose parameter a site uses."""
-        together = {site.name, *site.coupled}
+        together = {site, *self.sites[site].coupled}
         return next(name for name in self.sites if name in together)
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from glob import escape
 from typing import Any, cast
 
@@ -14,99 +13,70 @@ from torch import nn
 
 from fxslim.constraints import Constraints
 from fxslim.errors import PlanError
+from fxslim.head_compression import HeadCompression
 from fxslim.head_scores import CRITERION_TYPES, CriterionType, head_scores
 from fxslim.planning import plan
-from fxslim.pruning_config import PruningConfig, layer_names
-from fxslim.sites import AttentionSite
+from fxslim.pruning_config import PruningConfig
 from fxslim.streams import reduce_sum
-from fxslim.training_masks import slashed
+from fxslim.training_masks import state_name
 from fxslim.training_sites import check_whole
 
-__all__ = ["HeadCompression", "MultiheadAttentionPruner"]
+__all__ = ["MultiheadAttentionPruner"]
 
 
-@dataclass(frozen=True, eq=False)
-class HeadCompression:
-    """One attention of the model that is trained: its site, its mask, its layers.
-
-    Attributes:
-        site: what the analysis knows of it.
-        masks: the module that holds the mask, ``model.head_masks``.
-        layers: the modules that hold its weights, by name.
-    """
-
-    site: AttentionSite
-    masks: nn.Module
-    layers: Mapping[str, nn.Module]
-
-    @classmethod
-    def of(cls, site: AttentionSite, masks: nn.Module, model: nn.Module) -> HeadCompression:
-        """The site of a model with its layers."""
-        return cls(site, masks, {name: model.get_submodule(name) for name in layer_names(site)})
-
-    @property
-    def mask(self) -> torch.Tensor:
-        """(heads,), 1 for heads that stay and 0 for the others; the model reads it."""
-        return cast(torch.Tensor, getattr(self.masks, slashed(self.site.name))).detach()
-
-    @property
-    def weights(self) -> dict[str, nn.Parameter]:
-        """The parameters that carry the heads, by name, as they are without the mask."""
-        split = {p.weight: p.weight.rpartition(".") for p in self.site.projections}
-        return {
-            name: cast(nn.Parameter, self.layers[layer]._parameters[attribute])
-            for name, (layer, _, attribute) in split.items()
-        }
-
-
-class MultiheadAttentionPruner(nn.Module):
+class MultiheadAttentionPruner:
     """Prune the heads of some attentions while a model is trained, as one config says.
 
     Call the hooks in this order at each step: `on_step_begin` before the forward,
     `on_before_optimizer_step` when the gradients are there, `on_after_optimizer_step`.
     `fxslim.prepare_pruning` has the optimizer call them.  A head that is masked stays masked.
 
-    Masks are buffers of the model, steps and scores of the pruner, which is a submodule of the
-    model: its state dict holds what the next decisions depend on.
+    Masks, scores and the step are buffers of the model: its state dict holds all that the next
+    decisions depend on.
 
     Args:
         config: a dict with the keys of `fxslim.PruningConfig`, or such a config.
-        mha_compressions: {site name: its `HeadCompression`}.
-
-    Attributes:
-        step: () int64, the optimizer steps done.
-        linear_layers: {name: module} of all weights that carry heads.
+        mha_compressions: {site name: its `HeadCompression`}, at least one.
     """
-
-    step: torch.Tensor
 
     def __init__(
         self,
         config: PruningConfig | Mapping[str, Any],
         mha_compressions: Mapping[str, HeadCompression],
     ) -> None:
-        super().__init__()
         self.config = config if isinstance(config, PruningConfig) else PruningConfig.of(config)
         self.config.check_schedule()
         self.mha_compressions = dict(mha_compressions)
-        self.linear_layers = {
-            name: layer
-            for compression in self.mha_compressions.values()
-            for name, layer in compression.layers.items()
-        }
-        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        if not self.mha_compressions:
+            raise ValueError("a pruner needs at least one attention")
+        first, *_ = self.mha_compressions.values()
+        self.model, self._step = first.masks.model, state_name(first.site.name, "step")
+        step = torch.zeros((), dtype=torch.long, device=first.mask.device)
+        self.model.register_buffer(self._step, step)
         for name, compression in self.mha_compressions.items():
-            self.register_buffer(_scores(name), torch.zeros(compression.site.num_heads))
+            zeros = torch.zeros(compression.site.num_heads, device=compression.mask.device)
+            self.model.register_buffer(state_name(name, "scores"), zeros)
+
+    @property
+    def linear_layers(self) -> dict[str, nn.Module]:
+        """{name: module} of all weights that carry heads; mostly `nn.Linear`, four a site."""
+        layers = [compression.layers for compression in self.mha_compressions.values()]
+        return {name: layer for found in layers for name, layer in found.items()}
+
+    @property
+    def step(self) -> torch.Tensor:
+        """() int64: the optimizer steps done."""
+        return cast(torch.Tensor, getattr(self.model, self._step))
 
     @property
     def head_masks(self) -> dict[str, torch.Tensor]:
         """{site name: (1, heads)}: views of the masks."""
-        return {name: c.mask.detach().unsqueeze(0) for name, c in self.mha_compressions.items()}
+        return {name: c.mask.unsqueeze(0) for name, c in self.mha_compressions.items()}
 
     @property
     def mha_scores(self) -> dict[str, torch.Tensor]:
         """{site name: (1, heads)}: views of the present scores, all zero before there are any."""
-        return {name: self._scores_of(name).unsqueeze(0) for name in self.mha_compressions}
+        return {name: self._scores(name).unsqueeze(0) for name in self.mha_compressions}
 
     def on_step_begin(self, local_step: int = 0) -> None:
         """Mask heads, if this step is one of the schedule's.  `local_step` is not used.
@@ -130,7 +100,7 @@ class MultiheadAttentionPruner(nn.Module):
 
     def on_after_optimizer_step(self) -> None:
         """Count the step."""
-        self.step += 1
+        self.step.add_(1)
 
     @property
     def _criterion(self) -> CriterionType:
@@ -146,7 +116,7 @@ class MultiheadAttentionPruner(nn.Module):
                 self._criterion,
                 self.config.criterion_reduce_type,
             )
-            scores = self._scores_of(name)
+            scores = self._scores(name)
             scores.mul_(self._criterion.momentum).add_(new.to(scores.device))
 
     def _prune(self, sparsity: float, *, last: bool) -> None:
@@ -177,11 +147,11 @@ class MultiheadAttentionPruner(nn.Module):
 
     def _averaged_scores(self) -> dict[str, torch.Tensor]:
         """The scores, averaged over the processes, so that all of them mask the same heads."""
-        own = [self._scores_of(name) for name in self.mha_compressions]
+        own = [self._scores(name) for name in self.mha_compressions]
         processes = reduce_sum(torch.ones((), device=own[0].device))[0]
         for scores, total in zip(own, reduce_sum(*own), strict=True):
             scores.copy_(total / processes)
-        return {name: self._scores_of(name).cpu() for name in self.mha_compressions}
+        return {name: self._scores(name).cpu() for name in self.mha_compressions}
 
     def _check_gradients(
         self, scores: Mapping[str, torch.Tensor], gone: Mapping[str, torch.Tensor]
@@ -204,13 +174,8 @@ class MultiheadAttentionPruner(nn.Module):
             most[escape(name)] = 1 - go / units
         return Constraints(min_share=1 - self.config.max_sparsity_ratio_per_op, max_share=most)
 
-    def _scores_of(self, site: str) -> torch.Tensor:
-        return cast(torch.Tensor, getattr(self, _scores(site)))
-
-
-def _scores(site: str) -> str:
-    """The name of the buffer of a site's scores."""
-    return f"scores/{slashed(site)}"
+    def _scores(self, site: str) -> torch.Tensor:
+        return cast(torch.Tensor, getattr(self.model, state_name(site, "scores")))
 
 
 def _gone_first(

@@ -19,7 +19,7 @@ from fxslim.parts import each_part, meta_of
 from fxslim.passes import RemoveHeadMasks
 from fxslim.plan import PruningPlan
 from fxslim.sites import AttentionSite
-from fxslim.training_masks import HeadMasks, SiteMasks, masked_weights, masks_of, unmasked
+from fxslim.training_masks import masks_of, multiplied, projections_to_mask, unmasked
 from fxslim.training_sites import bare, check_whole, evaluating
 
 __all__ = ["model_slim"]
@@ -45,12 +45,15 @@ def model_slim(model: nn.Module, example_inputs: Inputs | None = None) -> nn.Mod
     """
     model = bare(model)
     check_whole(model)
-    with evaluating(model), unmasked(model):
-        weights = masked_weights(model, masks) if (masks := _masks(model)) else {}
-        program = _plain(captured(model, example_inputs))
-    for name, weight in weights.items():
-        trained = attribute(program, name).requires_grad
-        set_attribute(program, name, nn.Parameter(weight.clone(), requires_grad=trained))
+    with evaluating(model):
+        masked, masks = _masks(model)
+        with unmasked(model):
+            program = _plain(captured(model, example_inputs))
+    for site, _, projection in projections_to_mask(masked):
+        weight = attribute(program, projection.weight)
+        product = multiplied(weight.detach(), site, projection, masks[site.name])
+        kind = nn.Parameter(product, requires_grad=weight.requires_grad)
+        set_attribute(program, projection.weight, kind)
     sites = [site for site in find_attention(program) if site.prunable]
     zero = {site.name: _zero_heads(program, site) for site in sites}
     if any(0 < len(zero[s.name] & set(unit)) < len(unit) for s in sites for unit in s.unit):
@@ -65,15 +68,15 @@ def model_slim(model: nn.Module, example_inputs: Inputs | None = None) -> nn.Mod
     return compile(program, plan=plan)
 
 
-def _masks(model: nn.Module) -> SiteMasks | None:
-    """The masks of a model or of a masked program."""
+def _masks(model: nn.Module) -> tuple[list[AttentionSite], dict[str, torch.Tensor]]:
+    """The masked sites of a model or of a masked program, and their masks by name."""
+    attached = masks_of(model)
+    if attached is not None:
+        masks = {name: attached.mask(name).detach() for name in attached.sites}
+        return list(attached.sites.values()), masks
     sites: list[AttentionSite] = meta_of(model).get("sites", [])
-    if not sites:
-        return masks_of(model)
-    masks = HeadMasks(model, sites)
-    for name, mask in head_masks(model, list(masks.sites)).items():
-        masks.mask(name).copy_(mask.detach())
-    return masks
+    found = head_masks(model, [site.name for site in sites]) if sites else {}
+    return sites, {name: mask.detach() for name, mask in found.items()}
 
 
 def _plain(program: nn.Module) -> nn.Module:

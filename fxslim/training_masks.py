@@ -5,15 +5,18 @@ W (m ∘ c) = (W ∘ m) c: masking the columns of W is the same, wherever and ho
 So the attribute that holds W gives W ∘ m when it is read, while the parameter keeps its name, its
 values and its place in the state dict.  No forward hook is involved: whatever calls, compiles,
 recomputes or wraps the model reads the attribute.
+
+Masks are buffers (or parameters) of the model itself: a submodule would be one more layer of an
+`nn.Sequential`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -24,69 +27,113 @@ from fxslim.sites import AttentionSite, Projection
 __all__ = [
     "HeadMasks",
     "SiteMasks",
-    "attach_",
-    "detach_",
-    "masked_weights",
     "masks_of",
+    "multiplied",
     "owner_of",
     "parameter",
-    "slashed",
+    "projections_to_mask",
+    "state_name",
     "unmasked",
 ]
 
-_MASKS, _OF_WEIGHTS = "head_masks", "_weight_masks"
+_MASKS, _OF_WEIGHTS, _STATE = "_site_masks", "_weight_masks", "head_masks/"
 
 
-def slashed(site: str) -> str:
-    """A site's name as part of a buffer's name."""
-    return mask_name(site).removeprefix("head_masks.")
+def state_name(site: str, kind: str = "") -> str:
+    """The name of a site's mask, or what belongs to it, among the buffers of the model."""
+    path = mask_name(site).removeprefix("head_masks.")
+    return f"{_STATE}{path}/{kind}" if kind else f"{_STATE}{path}"
 
 
-class SiteMasks(nn.Module):
-    """The masks of a model in training, ``model.head_masks``.
+class SiteMasks:
+    """The masks of some attentions of a model, which it reads once they are attached.
 
     Attributes:
-        sites: the attentions that are masked, by name.
+        model: the model.
+        sites: the attentions, by name.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[AttentionSite]) -> None:
-        super().__init__()
-        self.sites = {site.name: site for site in sites}
-        for site in sites:
-            for number, projection in enumerate(site.output):
-                weight = parameter(model, projection.weight)
-                heads = _head_of_each_position(site, projection, weight)
-                self.register_buffer(_index(site.name, number), heads, persistent=False)
+        self.model, self.sites = model, {site.name: site for site in sites}
 
     def mask(self, site: str) -> torch.Tensor:
         """The mask (heads,) of a site."""
         raise NotImplementedError
 
+    def add_state_(self) -> None:
+        """Give the model the buffers and parameters that `mask` reads."""
+        raise NotImplementedError
+
     def factor(self, site: str, number: int) -> torch.Tensor:
-        """What the weight of a site's output projection is multiplied by, broadcast against it."""
-        mask = self.mask(site)
-        mask = torch.cat([mask, mask.new_ones(1)])  # for positions that belong to no head
-        return mask[getattr(self, _index(site, number))]
+        """What a site's output projection of this number is multiplied by."""
+        return _factor(self.mask(site), self.state(site, f"index{number}"))
+
+    def state(self, site: str, kind: str = "") -> torch.Tensor:
+        """What belongs to a site among the buffers and parameters of the model."""
+        return cast(torch.Tensor, getattr(self.model, state_name(site, kind)))
+
+    def attach_(self) -> Self:
+        """Let the model read its output projections through the masks.
+
+        Raises:
+            ValueError: the model has masks already.
+        """
+        if masks_of(self.model) is not None:
+            raise ValueError(
+                f"{type(self.model).__name__} has head masks already: a model is prepared for "
+                "pruning once; go on with what that returned, or take a fresh copy of the model"
+            )
+        places: dict[int, tuple[tuple[str, int], ...]] = {}
+        for site, number, projection in projections_to_mask(self.sites.values()):
+            weight = parameter(self.model, projection.weight)
+            heads = _head_of_each_position(site, projection, weight)
+            index = state_name(site.name, f"index{number}")
+            self.model.register_buffer(index, heads, persistent=False)
+            places[id(weight)] = (*places.get(id(weight), ()), (site.name, number))
+        for name, tensor in list(self.model.named_parameters(remove_duplicate=False)):
+            if id(tensor) in places:
+                _read_through(*owner_of(self.model, name), _WeightMask(self, places[id(tensor)]))
+        self.add_state_()
+        vars(self.model)[_MASKS] = self
+        return self
+
+    def detach_(self) -> None:
+        """Take the masks away from the model again."""
+        for module, _ in _masked_modules(self.model):
+            del vars(module)[_OF_WEIGHTS]
+            module.__class__ = _plain_class(module)
+        for name in [*self.model._buffers, *self.model._parameters]:
+            if name.startswith(_STATE):
+                delattr(self.model, name)
+        del vars(self.model)[_MASKS]
 
 
 class HeadMasks(SiteMasks):
-    """Masks that are set: a buffer (heads,) of ones for each site, under its name."""
+    """Masks that are set: a buffer (heads,) for each site, all 1 at first."""
 
-    def __init__(self, model: nn.Module, sites: Sequence[AttentionSite]) -> None:
-        super().__init__(model, sites)
-        for site in sites:
-            device = parameter(model, site.output[0].weight).device
+    def add_state_(self) -> None:
+        """Add the buffers."""
+        for site in self.sites.values():
+            device = parameter(self.model, site.output[0].weight).device
             ones = torch.ones(site.num_heads, device=device)
-            self.register_buffer(slashed(site.name), ones)
+            self.model.register_buffer(state_name(site.name), ones)
 
     def mask(self, site: str) -> torch.Tensor:
-        """The mask (heads,) of a site."""
-        return cast(torch.Tensor, getattr(self, slashed(site)))
+        """The buffer itself, to be written to."""
+        return self.state(site)
 
 
-def _index(site: str, number: int) -> str:
-    """The name of the buffer that says which head each position of a weight belongs to."""
-    return f"{slashed(site)}/index{number}"
+def projections_to_mask(
+    sites: Iterable[AttentionSite],
+) -> Iterator[tuple[AttentionSite, int, Projection]]:
+    """The output projections with their numbers; one that coupled sites share comes once."""
+    seen: dict[str, list[AttentionSite]] = {}
+    for site in sites:
+        for number, projection in enumerate(site.output):
+            there = seen.setdefault(projection.weight, [])
+            if not any(other.name in site.coupled for other in there):
+                there.append(site)
+                yield site, number, projection
 
 
 def _head_of_each_position(
@@ -98,6 +145,49 @@ def _head_of_each_position(
     shape = [1] * weight.ndim
     shape[projection.dim] = -1
     return heads.view(shape).to(weight.device)
+
+
+def multiplied(
+    weight: torch.Tensor, site: AttentionSite, projection: Projection, mask: torch.Tensor
+) -> torch.Tensor:
+    """The weight of an output projection, multiplied by the mask of its site."""
+    heads = _head_of_each_position(site, projection, weight)
+    return weight * _factor(mask, heads).to(weight.dtype)
+
+
+def _factor(mask: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    """The mask of each position's head; 1 for positions that belong to no head."""
+    return torch.cat([mask, mask.new_ones(1)])[heads]
+
+
+def masks_of(model: nn.Module) -> SiteMasks | None:
+    """The masks that are attached to a model, if there are any."""
+    return vars(model).get(_MASKS)
+
+
+@contextmanager
+def unmasked(model: nn.Module) -> Iterator[None]:
+    """The model as it is without its masks, meanwhile."""
+    masked = _masked_modules(model)
+    try:
+        for module, _ in masked:
+            module.__class__ = _plain_class(module)
+        yield
+    finally:
+        for module, kind in masked:
+            module.__class__ = kind
+
+
+def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a parameter, and the attribute."""
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
+
+
+def parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """A parameter itself, masked or not."""
+    owner, attribute = owner_of(model, name)
+    return cast(nn.Parameter, owner._parameters[attribute])
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,92 +203,16 @@ class _WeightMask:
         return weight
 
 
-def attach_(model: nn.Module, masks: SiteMasks) -> None:
-    """Let the model read its output projections through `masks`, which become ``head_masks``.
-
-    Raises:
-        ValueError: the model has masks already, or an attribute of that name.
-    """
-    if hasattr(model, _MASKS):
-        raise ValueError(
-            f"{type(model).__name__} has an attribute 'head_masks' already: a model is prepared "
-            "for pruning once; use the pruner that it has, or a fresh copy of the model"
-        )
-    places = {
-        id(parameter(model, name)): _WeightMask(masks, where)
-        for name, where in _places(masks.sites.values()).items()
-    }
-    for name, tensor in list(model.named_parameters(remove_duplicate=False)):
-        if id(tensor) in places:
-            owner, attribute = owner_of(model, name)
-            _weight_masks(owner)[attribute] = places[id(tensor)]
-            owner.__class__ = _masked_class(_plain_class(owner), tuple(_weight_masks(owner)))
-    model.add_module(_MASKS, masks)
-
-
-def _places(sites: Iterable[AttentionSite]) -> dict[str, tuple[tuple[str, int], ...]]:
-    """For each weight by name, the masks that hold for it; coupled sites have the same."""
-    found: dict[str, tuple[tuple[str, int], ...]] = {}
-    for site in sites:
-        for number, projection in enumerate(site.output):
-            there = found.setdefault(projection.weight, ())
-            if not any(other in site.coupled for other, _ in there):
-                found[projection.weight] = (*there, (site.name, number))
-    return found
-
-
-def detach_(model: nn.Module) -> None:
-    """Take the masks away again."""
-    for module in model.modules():
-        if _OF_WEIGHTS in vars(module):
-            del vars(module)[_OF_WEIGHTS]
-            module.__class__ = _plain_class(module)
-    delattr(model, _MASKS)
-
-
-def masks_of(model: nn.Module) -> SiteMasks | None:
-    """The masks that `attach_` gave a model, if it did."""
-    masks = getattr(model, _MASKS, None)
-    return masks if isinstance(masks, SiteMasks) else None
-
-
-@contextmanager
-def unmasked(model: nn.Module) -> Iterator[None]:
-    """The model as it is without its masks, meanwhile."""
-    masked = [(m, type(m)) for m in model.modules() if _OF_WEIGHTS in vars(m)]
-    try:
-        for module, _ in masked:
-            module.__class__ = _plain_class(module)
-        yield
-    finally:
-        for module, kind in masked:
-            module.__class__ = kind
-
-
-@torch.no_grad()
-def masked_weights(model: nn.Module, masks: SiteMasks) -> dict[str, torch.Tensor]:
-    """The weights of the output projections by name, multiplied by their masks."""
-    return {
-        name: _WeightMask(masks, where)(parameter(model, name)).detach()
-        for name, where in _places(masks.sites.values()).items()
-    }
-
-
-def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a parameter, and the attribute."""
-    path, _, attribute = name.rpartition(".")
-    return model.get_submodule(path), attribute
-
-
-def parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """A parameter itself, masked or not."""
-    owner, attribute = owner_of(model, name)
-    return cast(nn.Parameter, owner._parameters[attribute])
-
-
-def _weight_masks(owner: nn.Module) -> dict[str, _WeightMask]:
+def _read_through(owner: nn.Module, attribute: str, mask: _WeightMask) -> None:
+    """Have a module's attribute give its parameter multiplied by a mask."""
     masks: dict[str, _WeightMask] = vars(owner).setdefault(_OF_WEIGHTS, {})
-    return masks
+    masks[attribute] = mask
+    owner.__class__ = _masked_class(_plain_class(owner), tuple(masks))
+
+
+def _masked_modules(model: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """The modules with masked attributes, and their classes."""
+    return [(m, type(m)) for m in model.modules() if _OF_WEIGHTS in vars(m)]
 
 
 def _plain_class(module: nn.Module) -> Any:
@@ -210,12 +224,12 @@ def _plain_class(module: nn.Module) -> Any:
 @functools.cache
 def _masked_class(plain: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
     """`plain` with properties that read its parameters through their masks."""
-    members: Mapping[str, Any] = {name: property(_reader(name)) for name in attributes}
-    methods = {"_plain_class": plain, "__reduce_ex__": _reduce, "__doc__": plain.__doc__}
-    return type(plain.__name__, (plain,), {**members, **methods})
+    members: dict[str, Any] = {name: property(_reader(name)) for name in attributes}
+    members |= {"_plain_class": plain, "__reduce_ex__": _reduce, "__doc__": plain.__doc__}
+    return type(plain.__name__, (plain,), members)
 
 
-def _reader(name: str) -> Any:
+def _reader(name: str) -> Callable[[nn.Module], torch.Tensor]:
     def read(module: nn.Module) -> torch.Tensor:
         mask: _WeightMask = module.__dict__[_OF_WEIGHTS][name]
         return mask(cast(torch.Tensor, module._parameters[name]))
@@ -225,9 +239,10 @@ def _reader(name: str) -> Any:
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """How a module of a class that has no name to import is copied and pickled."""
-    return _made, (_plain_class(module), tuple(_weight_masks(module))), module.__getstate__()  # type: ignore[no-untyped-call]
+    kind = _plain_class(module), tuple(vars(module)[_OF_WEIGHTS])
+    return _made, kind, module.__getstate__()  # type: ignore[no-untyped-call]
 
 
-def _made(plain: type[nn.Module], attributes: tuple[str, ...]) -> nn.Module:
+def _made(plain: Any, attributes: tuple[str, ...]) -> Any:
     kind = _masked_class(plain, attributes)
     return kind.__new__(kind)

@@ -15,6 +15,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fxslim.capture import without_cache
 from fxslim.compile import check_prunable, insert_head_masks
 from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
@@ -23,7 +24,7 @@ from fxslim.masks import head_masks
 from fxslim.partial import captured
 from fxslim.parts import meta_of
 from fxslim.sites import AttentionSite
-from fxslim.training_masks import HeadMasks, attach_, detach_, masks_of, owner_of
+from fxslim.training_masks import HeadMasks, masks_of, owner_of
 from fxslim.verify import largest_difference, output_values
 
 __all__ = ["bare", "check_whole", "evaluating", "training_sites"]
@@ -122,7 +123,7 @@ class _Trial:
         owned = [site for name, site in self.sites.items() if not reasons[name]]
         if self._on_meta() or not owned:
             return reasons
-        attach_(self.model, masks := HeadMasks(self.model, owned))
+        masks = HeadMasks(self.model, owned).attach_()
         try:
             whole = self._outputs(self.masked)
             done: dict[str, str] = {}
@@ -131,7 +132,7 @@ class _Trial:
                     reason = self._disagreement(masks, site, whole)
                     done.update(dict.fromkeys((site.name, *site.coupled), reason))
         finally:
-            detach_(self.model)
+            masks.detach_()
         return reasons | done
 
     def _on_meta(self) -> bool:
@@ -175,6 +176,7 @@ class _Trial:
 
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> list[torch.Tensor]:
+        model = without_cache(model, self.kwargs)
         return output_values(model(*self.args, **self.kwargs))
 
 
