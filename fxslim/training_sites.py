@@ -68,14 +68,22 @@ def check_whole(*modules: nn.Module) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; after that, each module in the mode that it was in."""
+    """The model in eval mode and full precision; after that, each module as it was.
+
+    Accelerate's mixed precision is a wrapper around the model's forward, in place of it.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    wrapper, own = vars(model).get("forward"), vars(model).get("_original_forward")
     try:
         model.eval()
+        if wrapper is not None and own is not None:
+            model.forward = own
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        if wrapper is not None and own is not None:
+            model.forward = wrapper
 
 
 def training_sites(model: nn.Module, example_inputs: Inputs | None = None) -> list[AttentionSite]:
