@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from fxslim.errors import FxslimError, PlanError
 from fxslim.examples import Inputs
@@ -124,7 +125,7 @@ def prepare_pruning(
     sites = masked or training_sites(model, example_inputs)
     groups = [chosen_sites(config, sites) for config in checked]
     wanted = _disjoint(groups)
-    masks = ProgramMasks(model) if masked else HeadMasks(model, wanted).attach_()
+    masks = ProgramMasks(model) if masked else HeadMasks(model, wanted, example_inputs).attach_()
     pruners = [
         MultiheadAttentionPruner(config, {s.name: HeadCompression(s, masks) for s in group})
         for config, group in zip(checked, groups, strict=True)
@@ -135,8 +136,12 @@ def prepare_pruning(
     return pruning
 
 
-def hook_optimizer_(optimizer: Optimizer, pruning: Pruning) -> None:
-    """Let the steps of an optimizer call the hooks: the first step begins now."""
+def hook_optimizer_(optimizer: Optimizer, pruning: Pruning) -> list[RemovableHandle]:
+    """Let the steps of an optimizer call the hooks: the first step begins now.
+
+    Returns:
+        What takes the hooks off again.
+    """
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner  # accelerate's holds the one that steps
     pruning.on_step_begin()
@@ -148,8 +153,7 @@ def hook_optimizer_(optimizer: Optimizer, pruning: Pruning) -> None:
         pruning.on_after_optimizer_step()
         pruning.on_step_begin()
 
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
+    return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
 
 def _masked_sites(model: nn.Module) -> list[AttentionSite]:

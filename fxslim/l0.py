@@ -55,7 +55,13 @@ def insert_l0_gates_(
         raise ValueError(f"temperature must be above 0, not {temperature!r}")
     model = bare(model)
     sites = [site for site in training_sites(model, example_inputs) if site.prunable]
-    gates = L0Gates(model, sites, open_probability=open_probability, temperature=temperature)
+    gates = L0Gates(
+        model,
+        sites,
+        example_inputs,
+        open_probability=open_probability,
+        temperature=temperature,
+    )
     gates.attach_()
     model.register_forward_pre_hook(gates.draw)
     return gates
@@ -75,11 +81,12 @@ class L0Gates(SiteMasks):
         self,
         model: nn.Module,
         sites: Sequence[AttentionSite],
+        example_inputs: Inputs | None = None,
         *,
         open_probability: float,
         temperature: float,
     ) -> None:
-        super().__init__(model, sites)
+        super().__init__(model, sites, example_inputs)
         self.temperature = temperature
         self._start = math.log(open_probability / (1 - open_probability)) + self._shift
 

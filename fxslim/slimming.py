@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxslim.compile import compile
 from fxslim.examples import Inputs
@@ -19,7 +20,7 @@ from fxslim.parts import each_part, meta_of
 from fxslim.passes import RemoveHeadMasks
 from fxslim.plan import PruningPlan
 from fxslim.sites import AttentionSite
-from fxslim.training_masks import masks_of, multiplied, projections_to_mask, unmasked
+from fxslim.training_masks import drop_state_, masks_of, multiplied, projections_to_mask, unmasked
 from fxslim.training_sites import bare, check_whole, evaluating
 
 __all__ = ["model_slim"]
@@ -33,7 +34,7 @@ def model_slim(model: nn.Module, example_inputs: Inputs | None = None) -> nn.Mod
 
     Args:
         model: not changed; in `DistributedDataParallel` or compiled, what is inside.
-        example_inputs: as for `fxslim.capture`.
+        example_inputs: as for `fxslim.capture`; where absent, what the model was prepared with.
 
     Returns:
         A `GraphModule` in eval mode that computes what the model does in eval mode, with
@@ -48,7 +49,7 @@ def model_slim(model: nn.Module, example_inputs: Inputs | None = None) -> nn.Mod
     with evaluating(model):
         masked, masks = _masks(model)
         with unmasked(model):
-            program = _plain(captured(model, example_inputs))
+            program = _plain(captured(model, _inputs(model, example_inputs)))
     for site, _, projection in projections_to_mask(masked):
         weight = attribute(program, projection.weight)
         product = multiplied(weight.detach(), site, projection, masks[site.name])
@@ -79,8 +80,20 @@ def _masks(model: nn.Module) -> tuple[list[AttentionSite], dict[str, torch.Tenso
     return sites, {name: mask.detach() for name, mask in found.items()}
 
 
+def _inputs(model: nn.Module, given: Inputs | None) -> Inputs | None:
+    """The inputs that are given, or those that the model was prepared with, where it is now."""
+    attached = masks_of(model)
+    if given is not None or attached is None:
+        return given
+    device = next(model.parameters()).device
+    inputs: Inputs | None = pytree.tree_map_only(
+        torch.Tensor, lambda tensor: tensor.to(device), attached.example_inputs
+    )
+    return inputs
+
+
 def _plain(program: nn.Module) -> nn.Module:
-    """A captured model without head masks in its graph."""
+    """A captured model without head masks in its graph or its state."""
 
     def remove(_: str, part: fx.GraphModule) -> fx.GraphModule:
         plain: fx.GraphModule = RemoveHeadMasks()(part).graph_module
@@ -88,6 +101,7 @@ def _plain(program: nn.Module) -> nn.Module:
 
     plain = each_part(program, remove)
     meta_of(plain).pop("sites", None)
+    drop_state_(plain)
     return plain
 
 

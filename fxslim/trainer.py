@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback  # noqa: TID253  not imported with fxslim
 
 from fxslim.examples import Inputs
@@ -36,6 +37,7 @@ class PruningCallback(TrainerCallback):
         example_inputs: Inputs | None = None,
     ) -> None:
         self.configs, self.example_inputs = configs, example_inputs
+        self._hooks: list[RemovableHandle] = []
 
     def on_init_end(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
@@ -51,4 +53,9 @@ class PruningCallback(TrainerCallback):
         """Hook the optimizer, which the trainer has made by now."""
         if optimizer is None:
             raise ValueError("the Trainer has no optimizer when training begins")
-        hook_optimizer_(optimizer, self.pruning)
+        self._hooks = hook_optimizer_(optimizer, self.pruning)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the hooks off: the trainer may train once more, with the same optimizer."""
+        for hook in self._hooks:
+            hook.remove()

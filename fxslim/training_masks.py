@@ -21,12 +21,14 @@ from typing import Any, Self, cast
 import torch
 from torch import nn
 
+from fxslim.examples import Inputs
 from fxslim.masks import mask_name
 from fxslim.sites import AttentionSite, Projection
 
 __all__ = [
     "HeadMasks",
     "SiteMasks",
+    "drop_state_",
     "masks_of",
     "multiplied",
     "owner_of",
@@ -51,10 +53,17 @@ class SiteMasks:
     Attributes:
         model: the model.
         sites: the attentions, by name.
+        example_inputs: what they were found with, if the user passed any.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[AttentionSite]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[AttentionSite],
+        example_inputs: Inputs | None = None,
+    ) -> None:
         self.model, self.sites = model, {site.name: site for site in sites}
+        self.example_inputs = example_inputs
 
     def mask(self, site: str) -> torch.Tensor:
         """The mask (heads,) of a site."""
@@ -102,10 +111,7 @@ class SiteMasks:
         for module, _ in _masked_modules(self.model):
             del vars(module)[_OF_WEIGHTS]
             module.__class__ = _plain_class(module)
-        for name in [*self.model._buffers, *self.model._parameters]:
-            if name.startswith(_STATE):
-                delattr(self.model, name)
-        del vars(self.model)[_MASKS]
+        drop_state_(self.model)
 
 
 class HeadMasks(SiteMasks):
@@ -158,6 +164,14 @@ def multiplied(
 def _factor(mask: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
     """The mask of each position's head; 1 for positions that belong to no head."""
     return torch.cat([mask, mask.new_ones(1)])[heads]
+
+
+def drop_state_(model: nn.Module) -> None:
+    """Take the buffers and parameters of masks off a model whose modules do not read them."""
+    for name in [*model._buffers, *model._parameters]:
+        if name.startswith(_STATE):
+            delattr(model, name)
+    vars(model).pop(_MASKS, None)
 
 
 def masks_of(model: nn.Module) -> SiteMasks | None:

@@ -78,7 +78,7 @@ def test_the_pipeline_of_intel_neural_compressor():
         optimizer.step()
         optimizer.zero_grad()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    slim = fxslim.model_slim(model, inputs)
+    slim = fxslim.model_slim(model)
     assert isinstance(slim, torch.fx.GraphModule)
     assert sum(map(len, slim.meta["fxslim"].plan.kept.values())) == HEADS
     assert model.training

@@ -8,6 +8,7 @@ from torch import nn
 
 import fxslim
 from tests.models import HEAD_DIM, HEADS, Attention, Residual, example, grouped_core
+from tests.test_partial import Branching, Tower
 from tests.zoo.handwritten import HANDWRITTEN
 
 
@@ -142,3 +143,20 @@ def test_a_program_that_comes_in_stays_as_it_is():
     assert masked.code == code
     torch.testing.assert_close(masked(x), expected)
     assert_computes_the_same(slim, masked, x)
+
+
+@pytest.mark.filterwarnings("ignore:fxslim. .* does not export as a whole:UserWarning")
+def test_a_model_that_exports_in_parts_is_trained_and_slimmed():
+    model, x = Branching(Tower()), example()
+    names = list(model.state_dict())
+    pruning = fxslim.prepare_pruning(
+        model, {"criterion_type": "magnitude", "target_sparsity": 0.5}, example_inputs=x
+    )
+    pruning.on_step_begin()
+    slim = fxslim.model_slim(model)
+    assert isinstance(slim, Branching)
+    assert sum(map(len, kept(slim).values())) == HEADS
+    assert list(slim.state_dict()) == names
+    with torch.no_grad():
+        torch.testing.assert_close(slim(x)["y"], model(x)["y"])
+    assert any("head_masks" in name for name in model.state_dict())
