@@ -19,8 +19,9 @@ from fxslim.partial import captured
 from fxslim.parts import each_part, meta_of
 from fxslim.passes import RemoveHeadMasks
 from fxslim.plan import PruningPlan
+from fxslim.reading import as_they_are
 from fxslim.sites import AttentionSite
-from fxslim.training_masks import drop_state_, masks_of, multiplied, projections_to_mask, unmasked
+from fxslim.training_masks import drop_state_, masks_of, multiplied, projections_to_mask
 from fxslim.training_sites import bare, check_whole, evaluating
 
 __all__ = ["model_slim"]
@@ -48,7 +49,7 @@ def model_slim(model: nn.Module, example_inputs: Inputs | None = None) -> nn.Mod
     check_whole(model)
     with evaluating(model):
         masked, masks = _masks(model)
-        with unmasked(model):
+        with as_they_are(model):
             program = _plain(captured(model, _inputs(model, example_inputs)))
     for site, _, projection in projections_to_mask(masked):
         weight = attribute(program, projection.weight)

@@ -12,17 +12,16 @@ Masks are buffers (or parameters) of the model itself: a submodule would be one 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import torch
 from torch import nn
 
 from fxslim.examples import Inputs
 from fxslim.masks import mask_name
+from fxslim.reading import read_as_they_are_, read_through_
 from fxslim.sites import AttentionSite, Projection
 
 __all__ = [
@@ -35,10 +34,9 @@ __all__ = [
     "parameter",
     "projections_to_mask",
     "state_name",
-    "unmasked",
 ]
 
-_MASKS, _OF_WEIGHTS, _STATE = "_site_masks", "_weight_masks", "head_masks/"
+_MASKS, _STATE = "_site_masks", "head_masks/"
 
 
 def state_name(site: str, kind: str = "") -> str:
@@ -101,16 +99,14 @@ class SiteMasks:
             places[id(weight)] = (*places.get(id(weight), ()), (site.name, number))
         for name, tensor in list(self.model.named_parameters(remove_duplicate=False)):
             if id(tensor) in places:
-                _read_through(*owner_of(self.model, name), _WeightMask(self, places[id(tensor)]))
+                read_through_(*owner_of(self.model, name), _WeightMask(self, places[id(tensor)]))
         self.add_state_()
         vars(self.model)[_MASKS] = self
         return self
 
     def detach_(self) -> None:
         """Take the masks away from the model again."""
-        for module, _ in _masked_modules(self.model):
-            del vars(module)[_OF_WEIGHTS]
-            module.__class__ = _plain_class(module)
+        read_as_they_are_(self.model)
         drop_state_(self.model)
 
 
@@ -179,19 +175,6 @@ def masks_of(model: nn.Module) -> SiteMasks | None:
     return vars(model).get(_MASKS)
 
 
-@contextmanager
-def unmasked(model: nn.Module) -> Iterator[None]:
-    """The model as it is without its masks, meanwhile."""
-    masked = _masked_modules(model)
-    try:
-        for module, _ in masked:
-            module.__class__ = _plain_class(module)
-        yield
-    finally:
-        for module, kind in masked:
-            module.__class__ = kind
-
-
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that holds a parameter, and the attribute."""
     path, _, attribute = name.rpartition(".")
@@ -215,48 +198,3 @@ class _WeightMask:
         for site, number in self.places:
             weight = weight * self.masks.factor(site, number).to(weight.dtype)
         return weight
-
-
-def _read_through(owner: nn.Module, attribute: str, mask: _WeightMask) -> None:
-    """Have a module's attribute give its parameter multiplied by a mask."""
-    masks: dict[str, _WeightMask] = vars(owner).setdefault(_OF_WEIGHTS, {})
-    masks[attribute] = mask
-    owner.__class__ = _masked_class(_plain_class(owner), tuple(masks))
-
-
-def _masked_modules(model: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
-    """The modules with masked attributes, and their classes."""
-    return [(m, type(m)) for m in model.modules() if _OF_WEIGHTS in vars(m)]
-
-
-def _plain_class(module: nn.Module) -> Any:
-    """The class of a module without masked attributes."""
-    kind = type(module)
-    return vars(kind).get("_plain_class", kind)
-
-
-@functools.cache
-def _masked_class(plain: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
-    """`plain` with properties that read its parameters through their masks."""
-    members: dict[str, Any] = {name: property(_reader(name)) for name in attributes}
-    members |= {"_plain_class": plain, "__reduce_ex__": _reduce, "__doc__": plain.__doc__}
-    return type(plain.__name__, (plain,), members)
-
-
-def _reader(name: str) -> Callable[[nn.Module], torch.Tensor]:
-    def read(module: nn.Module) -> torch.Tensor:
-        mask: _WeightMask = module.__dict__[_OF_WEIGHTS][name]
-        return mask(cast(torch.Tensor, module._parameters[name]))
-
-    return read
-
-
-def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """How a module of a class that has no name to import is copied and pickled."""
-    kind = _plain_class(module), tuple(vars(module)[_OF_WEIGHTS])
-    return _made, kind, module.__getstate__()  # type: ignore[no-untyped-call]
-
-
-def _made(plain: Any, attributes: tuple[str, ...]) -> Any:
-    kind = _masked_class(plain, attributes)
-    return kind.__new__(kind)

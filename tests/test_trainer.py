@@ -85,10 +85,8 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(tmp_path):
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
-def test_mixed_precision_checkpointing_accumulation_and_another_run(tmp_path):
-    trainer, watch = trainer_of(
-        tmp_path, bf16=True, gradient_checkpointing=True, gradient_accumulation_steps=2
-    )
+def test_mixed_precision_checkpointing_and_another_run(tmp_path):
+    trainer, watch = trainer_of(tmp_path, bf16=True, gradient_checkpointing=True)
     for runs in (1, 2):
         trainer.train()
         assert int(watch.pruning.pruning.pruners[0].step) == runs * STEPS

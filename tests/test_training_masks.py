@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fxslim
 from fxslim.masks import head_masks
-from fxslim.training_masks import HeadMasks, masks_of, unmasked
+from fxslim.reading import as_they_are
+from fxslim.training_masks import HeadMasks, masks_of
 from tests.models import HEADS, WIDTH, Attention, Residual, example, softmax_core
 from tests.zoo.handwritten import HANDWRITTEN
 
@@ -169,7 +170,7 @@ def test_masks_can_be_taken_away():
     expected = model(x)
     masks, _ = masked(model, x)
     assert not torch.allclose(model(x), expected)
-    with unmasked(model):
+    with as_they_are(model):
         torch.testing.assert_close(model(x), expected)
     assert not torch.allclose(model(x), expected)
     masks.detach_()
