@@ -15,16 +15,25 @@ from fxslim.errors import (
     UnsupportedSite,
     VerificationError,
 )
+from fxslim.head_compression import HeadCompression
+from fxslim.inc import Pruning, parse_auto_slim_config, prepare_pruning
+from fxslim.l0 import L0Gates, insert_l0_gates_
 from fxslim.linears import linear_modules
 from fxslim.locate import find_attention, find_feed_forward
 from fxslim.plan import PruningPlan
 from fxslim.planning import plan
+from fxslim.pruner import MultiheadAttentionPruner
+from fxslim.pruning_config import PruningConfig
 from fxslim.refit import Refitted
 from fxslim.repair import repair
 from fxslim.scores import Scores
 from fxslim.show import show
 from fxslim.sites import AttentionSite, FeedForwardSite, Projection
+from fxslim.slimming import model_slim
 from fxslim.verify import verify
+
+PythonMultiheadAttentionPruner = MultiheadAttentionPruner
+"""Intel Neural Compressor's name."""
 
 __all__ = [
     "CRITERIA",
@@ -36,9 +45,15 @@ __all__ = [
     "Criterion",
     "FeedForwardSite",
     "FxslimError",
+    "HeadCompression",
+    "L0Gates",
+    "MultiheadAttentionPruner",
     "PlanError",
     "Projection",
+    "Pruning",
+    "PruningConfig",
     "PruningPlan",
+    "PythonMultiheadAttentionPruner",
     "Refitted",
     "Report",
     "Scores",
@@ -51,9 +66,13 @@ __all__ = [
     "find_attention",
     "find_feed_forward",
     "insert_head_masks",
+    "insert_l0_gates_",
     "linear_modules",
+    "model_slim",
     "narrow",
+    "parse_auto_slim_config",
     "plan",
+    "prepare_pruning",
     "repair",
     "score",
     "show",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
@@ -20,7 +20,7 @@ from fxslim.partial import captured
 from fxslim.parts import each_part, meta_of
 from fxslim.passes import InsertHeadMasks, Narrow
 from fxslim.placed import Located
-from fxslim.plan import PruningPlan, check_plan
+from fxslim.plan import PruningPlan, check_plan, with_channels
 from fxslim.planning import check_target
 from fxslim.planning import plan as make_plan
 from fxslim.refit import Refitted
@@ -30,7 +30,7 @@ from fxslim.streams import again
 from fxslim.targets import Scope
 from fxslim.verify import verify as check
 
-__all__ = ["Report", "compile", "insert_head_masks", "narrow", "score"]
+__all__ = ["Report", "check_prunable", "compile", "insert_head_masks", "narrow", "score"]
 
 
 @dataclass(frozen=True)
@@ -144,27 +144,32 @@ def compile(
     else:
         located = located_for(program, plan)
     sites, blocks = attentions_of(located), feed_forwards_of(located)
-    _check_prunable(sites, type(model).__name__)
+    if blocks or ffn_sparsity:
+        check_prunable(blocks, type(model).__name__, "feed-forward")
+    channels_only = bool(blocks) and (sparsity == 0 or plan is not None)
+    if not channels_only:
+        check_prunable(sites, type(model).__name__)
     masked = _mask(program, located)
     scores: dict[str, torch.Tensor] = {}
     if plan is None:
         scores = score(masked, criterion, batches, loss_fn)
-        plan = make_plan(
-            scores,
-            sites,
-            sparsity,
-            budget=budget,
-            costs=costs,
-            scope=scope,
-            unit=unit,
-            min_heads=min_heads,
-            constraints=constraints,
-        )
-        if ffn_sparsity:
+        plan = PruningPlan({}, 0.0)
+        if not channels_only:
+            plan = make_plan(
+                scores,
+                sites,
+                sparsity,
+                budget=budget,
+                costs=costs,
+                scope=scope,
+                unit=unit,
+                min_heads=min_heads,
+                constraints=constraints,
+            )
+        if blocks:
             whole = Constraints(multiple_of=rounding)
             cut = make_plan(scores, blocks, ffn_sparsity, scope=scope, constraints=whole)
-            reached = plan.reached | {"channels": 1 - cut.sparsity}
-            plan = replace(plan, kept=plan.kept | cut.kept, reached=reached)
+            plan = with_channels(plan, cut)
     slim = _narrow(program, located, plan)
     placed = [one for part in located.values() for one in part.placed]
     difference = check(slim, masked, plan, placed) if verify else None
@@ -265,13 +270,20 @@ def _result(result: PassResult) -> fx.GraphModule:
     return program
 
 
-def _check_prunable(sites: Sequence[AttentionSite], model: str) -> None:
-    """Never return an unchanged model in silence."""
+def check_prunable(sites: Sequence[Site], model: str, kind: str = "attention") -> None:
+    """Refuse sites of which none is prunable: never return an unchanged model in silence.
+
+    Raises:
+        UnsupportedSite: lists why.
+    """
     if not sites:
-        raise UnsupportedSite(
-            f"{model} has no attention: no softmax or scaled_dot_product_attention over the "
-            "product of two projections was found in its graph"
-        )
+        raise UnsupportedSite(f"{model} has no {kind}: {_LOOKED_FOR[kind]} was found in its graph")
     if not any(site.prunable for site in sites):
         reasons = "\n".join(f"  {site.name}: {site.reason}" for site in sites)
-        raise UnsupportedSite(f"{model} has attention, but none of it can be pruned:\n{reasons}")
+        raise UnsupportedSite(f"{model} has {kind}, but none of it can be pruned:\n{reasons}")
+
+
+_LOOKED_FOR = {
+    "attention": "no softmax or scaled_dot_product_attention over the product of two projections",
+    "feed-forward": "no channels between projections that read and write one stream",
+}

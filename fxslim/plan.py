@@ -10,7 +10,7 @@ from fxslim.costs import Costs
 from fxslim.errors import PlanError, UnsupportedSite
 from fxslim.sites import Site
 
-__all__ = ["PruningPlan", "check_plan"]
+__all__ = ["PruningPlan", "check_plan", "with_channels"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class PruningPlan:
                 f"this is no pruning plan ({type(error).__name__}: {error}); "
                 'expected {"kept": {site: [head, ...]}, "sparsity": number}'
             ) from error
+
+
+def with_channels(heads: PruningPlan, channels: PruningPlan) -> PruningPlan:
+    """A plan for attentions and one for feed-forward blocks, as one."""
+    reached = heads.reached | {"channels": 1 - channels.sparsity}
+    return PruningPlan(heads.kept | channels.kept, heads.sparsity, reached)
 
 
 def check_plan(chosen: PruningPlan, sites: Sequence[Site]) -> None:

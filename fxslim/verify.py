@@ -19,7 +19,7 @@ from fxslim.plan import PruningPlan
 from fxslim.program import flat_inputs
 from fxslim.sites import Site
 
-__all__ = ["verify"]
+__all__ = ["largest_difference", "output_values", "verify"]
 
 _Given = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -62,12 +62,12 @@ def _compare(
     """The largest difference; raises where it is more than rounding."""
     args, kwargs = inputs
     with torch.no_grad():
-        expected, got = _tensors(masked(*args, **kwargs)), _tensors(slim(*args, **kwargs))
+        expected, got = output_values(masked(*args, **kwargs)), output_values(slim(*args, **kwargs))
     if len(expected) != len(got):
         raise VerificationError(f"slim returns {len(got)} tensors, masked {len(expected)}")
     worst = 0.0
     for i, (a, b) in enumerate(zip(expected, got, strict=True)):
-        difference, allowed = _difference(a, b)
+        difference, allowed = largest_difference(a, b)
         if not difference <= allowed:
             where = _first_difference(slim, masked, inputs, placed)
             raise VerificationError(
@@ -78,12 +78,13 @@ def _compare(
     return worst
 
 
-def _tensors(output: Any) -> list[torch.Tensor]:
+def output_values(output: Any) -> list[torch.Tensor]:
+    """The tensors of a model's output, whatever holds them."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
-def _difference(expected: torch.Tensor, got: torch.Tensor) -> tuple[float, float]:
-    """The largest difference, and the largest that is rounding."""
+def largest_difference(expected: torch.Tensor, got: torch.Tensor) -> tuple[float, float]:
+    """The largest difference of two tensors, and the largest that is rounding."""
     if expected.shape != got.shape:
         return float("inf"), 0.0
     if not expected.numel():
@@ -141,7 +142,7 @@ def _first_difference(
     values = [_record(program, inputs, set(watched)) for program in (masked, slim)]
     for node, site in watched.items():
         if node in values[0] and node in values[1]:
-            difference, allowed = _difference(values[0][node], values[1][node])
+            difference, allowed = largest_difference(values[0][node], values[1][node])
             if not difference <= allowed:
                 return f"the first site that differs is {site!r} ({difference:.3g} at {node})"
     return "no single site differs; the difference arises between or after them"

@@ -14,5 +14,6 @@ if __name__ != "fxslim.passes":
 from fxslim.passes.insert_head_masks import InsertHeadMasks
 from fxslim.passes.narrow import Narrow
 from fxslim.passes.prune import Prune
+from fxslim.passes.remove_head_masks import RemoveHeadMasks
 
-__all__ = ["InsertHeadMasks", "Narrow", "Prune"]
+__all__ = ["InsertHeadMasks", "Narrow", "Prune", "RemoveHeadMasks"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 import fxslim
 from fxslim.backend import dynamo_backend
@@ -74,3 +75,53 @@ def test_the_page_on_compilers_runs(tmp_path):
     assert (tmp_path / "slim.onnx").exists()
     difference = names["small"](**example_inputs) - expected
     assert 0 < difference.norm() / expected.norm() < 0.03
+
+
+class Batches(torch.utils.data.Dataset):
+    """One labelled example after the other, from a batch."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __len__(self):
+        return len(next(iter(self.batch.values())))
+
+    def __getitem__(self, number):
+        return {name: values[number] for name, values in self.batch.items()}
+
+
+@pytest.mark.filterwarnings("ignore:fxslim.capture", "ignore:.*pin_memory")
+@pytest.mark.filterwarnings("ignore:fxslim.model_slim")  # gates do not close in eight steps
+def test_the_page_on_training_runs(tmp_path):
+    models = [build("bert")[0] for _ in range(3)]
+    _, inputs = build("bert")
+    batch = {**inputs, "labels": inputs["input_ids"]}
+    args = TrainingArguments(
+        str(tmp_path),
+        max_steps=8,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    names = {
+        "torch": torch,
+        "model": models[0],
+        "fresh_model": models[1],
+        "other_model": models[2],
+        "optimizer": torch.optim.AdamW(models[0].parameters(), lr=1e-3),
+        "batches": [batch] * 8,
+        "dataset": Batches(batch),
+        "args": args,
+    }
+    slims = []
+    for snippet in snippets("docs/training.md"):
+        exec(compile(snippet, "training.md", "exec"), names)
+        slims.append(names["slim"])
+    removed = [sum(4 - len(k) for k in slim.meta["fxslim"].plan.kept.values()) for slim in slims]
+    assert removed[:2] == [4, 4]
+    assert names["gates"].plan().kept == slims[2].meta["fxslim"].plan.kept
+    for model, slim in zip(models, slims, strict=True):
+        with torch.no_grad():
+            expected = model.eval()(**inputs).logits
+            torch.testing.assert_close(slim(**inputs).logits, expected)

@@ -249,3 +249,13 @@ def test_repair_brings_the_model_nearer_to_the_dense_one():
         return (slim(x) - dense).square().mean()
 
     assert error(repair=True) < 0.5 * error(repair=False)
+
+
+def test_channels_alone():
+    model = Residual(block=Mlp())
+    slim = fxslim.compile(model, 0.0, example(), ffn_sparsity=0.5)
+    assert slim.get_parameter("layers.block.down.weight").shape == (WIDTH, CHANNELS // 2)
+    with pytest.raises(fxslim.UnsupportedSite, match="has no attention"):
+        fxslim.compile(model, 0.5, example(), ffn_sparsity=0.5)
+    with pytest.raises(fxslim.UnsupportedSite, match="has no feed-forward: no channels between"):
+        fxslim.compile(Residual(attention=Attention()), 0.5, example(), ffn_sparsity=0.5)
