@@ -2,10 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help demo test check lint types layers unit zoo fuzz bench accuracy clean
+.PHONY: help demo example test check lint types layers unit zoo fuzz bench accuracy clean
 
 help:
 	@echo "make demo   prune a small real model and print what happened"
+	@echo "make example  fine-tune a BERT while it is pruned: a quarter of an hour"
 	@echo "make test   linters, types, import layers and the tests; make check is the same"
 	@echo "make zoo    the tests over many architectures"
 	@echo "make fuzz   the property tests, searching at length"
@@ -26,6 +27,9 @@ help:
 
 demo: .venv/.installed
 	$(BIN)/fxslim demo
+
+example: .venv/.installed
+	$(BIN)/python examples/prune_while_training.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check

@@ -8,6 +8,7 @@ are compared with the slim model's before anything is timed.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
@@ -35,7 +36,7 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
-MODES, PRECISIONS = list(Mode), list(Precision)
+MODES, PRECISIONS, FFN_SPARSITIES = list(Mode), list(Precision), [0.0, 0.5]
 
 
 def build_narrow(dense: nn.Module, slim: nn.Module) -> nn.Module:
@@ -87,19 +88,19 @@ def render(setting: dict[str, str], figures: dict[str, Any]) -> dict[str, str]:
     for name in ("slim_over_narrow", "dense_over_slim"):
         low, middle, high = figures[name]
         ratios[name.replace("_over_", " / ")] = f"{middle:.2f} ± {(high - low) / 2:.2f}"
-    return {"model": " ".join(setting.values()), **times, **ratios}
+    return {"model": ", ".join(setting.values()), **times, **ratios}
 
 
 def prepare(
-    layers: int, sparsity: float, device: str, dtype: torch.dtype, inputs: dict[str, torch.Tensor]
+    dense: nn.Module, sparsity: float, ffn_sparsity: float, inputs: dict[str, torch.Tensor]
 ) -> dict[str, nn.Module]:
     """The three models; slim and narrow compute the same."""
-    dense = build_encoder(layers, device, dtype)
-    slim = fxslim.compile(dense, sparsity, inputs)
+    slim = fxslim.compile(dense, sparsity, inputs, ffn_sparsity=ffn_sparsity, rounding=32)
     narrow = build_narrow(dense, slim)
     with torch.no_grad():
         expected, actual = narrow(**inputs)[0], slim(**inputs)[0]
-    torch.testing.assert_close(actual, expected, atol=4e-2 if dtype.itemsize < 4 else 1e-4, rtol=0)
+    rounding = 4e-2 if expected.dtype.itemsize < 4 else 1e-4
+    torch.testing.assert_close(actual, expected, atol=rounding, rtol=0)
     return {"dense": dense, "narrow": narrow, "slim": slim}
 
 
@@ -107,6 +108,9 @@ def main(
     device: Device = "cpu",
     json: Json = None,
     sparsity: Annotated[float, typer.Option(help="Share of the heads removed.")] = 0.5,
+    ffn_sparsity: Annotated[
+        list[float], typer.Option(help="Share of the channels removed; may be repeated.")
+    ] = FFN_SPARSITIES,
     layers: int = 12,
     batch: int = 4,
     sequence: int = 128,
@@ -116,20 +120,23 @@ def main(
 ) -> None:
     """Time dense, narrow by hand, and slim, in turn; print medians and ratios."""
     inputs = token_inputs(batch, sequence, device)
-    rows, results = [], []
-    for kind in precision:
-        models = prepare(layers, sparsity, device, getattr(torch, kind.value), inputs)
+    rows, results, by_flops = [], [], {}
+    for kind, share in itertools.product(precision, ffn_sparsity):
+        dense = build_encoder(layers, device, getattr(torch, kind.value))
+        models = prepare(dense, sparsity, share, inputs)
         flops = {name: count_flops(bind(model, inputs)) for name, model in models.items()}
+        pruned = f"heads and {share:.0%} of channels" if share else "heads"
+        by_flops[pruned] = f"{flops['dense'] / flops['slim']:.2f}"
         for way in mode:
             figures = summarize(measure(models, inputs, way, repeats))
-            setting = {"dtype": kind.value, "mode": way.value}
+            setting = {"pruned": pruned, "dtype": kind.value, "mode": way.value}
             rows.append(render(setting, figures))
             results.append({**setting, **figures, "flops": flops})
             torch.compiler.reset()
     shape = {"layers": layers, "batch": batch, "sequence": sequence, "sparsity": sparsity}
+    said = "; ".join(f"{ratio} ({pruned})" for pruned, ratio in by_flops.items())
     publish(
-        f"{layers} layers, {batch} × {sequence} tokens; dense / slim by FLOPs: "
-        f"{flops['dense'] / flops['slim']:.2f}",
+        f"{layers} layers, {batch} × {sequence} tokens; dense / slim by FLOPs: {said}",
         rows,
         {"environment": environment(device), **shape, "repeats": repeats, "results": results},
         json,

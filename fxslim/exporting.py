@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from fxslim.errors import CaptureError
+from fxslim.follow import closure
 from fxslim.graph import holds
 from fxslim.rules import row_for
 
@@ -107,12 +109,39 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
     Only those without one are decomposed, if PyTorch knows how: linear, matmul, softmax and
     attention stay whole.
     """
+    _detach_frozen(exported)
     table = decompositions(exported.graph)
     functional: ExportedProgram = exported.run_decompositions(table)
     while more := decompositions(functional.graph, table):
         table |= more
         functional = functional.run_decompositions(table)
     return functional
+
+
+def _detach_frozen(exported: ExportedProgram) -> None:
+    """Detach what regions without gradients give, as decomposing takes the regions away."""
+    learned = {*exported.graph_signature.inputs_to_parameters}
+    for node in list(exported.graph.nodes):
+        target = node.target
+        if not isinstance(target, torch._ops.HigherOrderOperator) or node.args[0] is not False:
+            continue
+        if target._name != "wrap_with_set_grad_enabled":
+            continue
+        before = closure([node], lambda n: n.all_input_nodes)
+        if not any(n.name in learned for n in before):
+            continue
+        for value in list(node.users):
+            if value.target is operator.getitem and value.meta["val"].is_floating_point():
+                _detach(value)
+    exported.graph_module.recompile()
+
+
+def _detach(value: fx.Node) -> None:
+    """Let no gradient through a value."""
+    with value.graph.inserting_after(value):
+        detached = value.graph.call_function(torch.ops.aten.detach.default, (value,))
+    detached.meta = dict(value.meta)
+    value.replace_all_uses_with(detached, delete_user_cb=lambda user: user is not detached)
 
 
 def decompositions(graph: fx.Graph, known: Collection[Any] = ()) -> dict[Any, Callable[..., Any]]:

@@ -331,6 +331,26 @@ def test_regions_without_gradients_are_inlined():
     torch.testing.assert_close(program(x), model(x))
 
 
+def test_regions_without_gradients_give_none():
+    class Frozen(Attention):
+        def __init__(self):
+            super().__init__()
+            self.frozen = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            with torch.no_grad():
+                frozen = self.frozen(x)
+            return super().forward(x) * frozen + self.frozen(x)
+
+    model, x = Frozen(), example()
+    program = fxslim.capture(model, x)
+    gradients = [
+        torch.autograd.grad(m(x).square().sum(), list(m.parameters())) for m in (program, model)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 # ---------------------------------------------------------------------------- graphs as the model
 
 
