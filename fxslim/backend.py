@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxslim.compile import insert_head_masks, score
 from fxslim.criteria import Criterion, chosen
 from fxslim.cut import cut_attention
 from fxslim.decisions import Decisions, Following, OneByOne
@@ -22,10 +23,12 @@ from fxslim.dispatch import Dispatch
 from fxslim.dynamo import Traced, trace
 from fxslim.errors import CaptureError
 from fxslim.graph import user_name
-from fxslim.locate import locate
+from fxslim.locate import find_attention, locate
+from fxslim.partial import captured
 from fxslim.placed import Located
 from fxslim.plan import PruningPlan, check_plan
 from fxslim.planning import check_target
+from fxslim.planning import plan as make_plan
 from fxslim.sites import Unit
 
 __all__ = ["Backend", "backend", "dynamo_backend"]
@@ -121,13 +124,15 @@ def backend(
 ) -> Backend:
     """A backend for `torch.compile` that removes attention heads from the graphs it is given.
 
-    A graph may be a piece of the model, so without a plan every attention loses the same share of
-    its heads, by its own weights, and once for all.  `fxslim.plan` compares the whole model.
+    A graph may be a piece of the model.  With `model` the whole of it is captured and planned for
+    at once; without it, and without a plan, every attention loses the same share of its heads, by
+    its own weights, and once for all.
 
     Args:
-        sparsity: the share of each attention's heads that goes, in [0, 1); 0.5 without a plan.
+        sparsity: the share of the heads that goes, in [0, 1); 0.5 without a plan.
         plan: what stays instead, by the names of the model's sites; followed exactly.
-        model: whose names the plan uses; needed only where the graph breaks.
+        model: what is compiled: its attentions are compared with each other, and its names are
+            those that a plan uses, which matters only where the graph breaks.
         inner: the backend that compiles what is left, by name or itself.
         inner_options: its options; exclude `mode`.
         mode: its mode, such as "reduce-overhead".
@@ -137,6 +142,8 @@ def backend(
 
     Raises:
         ValueError, TypeError: a bad argument, before any work.
+        CaptureError: `model` is to be planned for and cannot be captured; make a plan with
+            `fxslim.capture` and example inputs.
     """
     check_target(sparsity, "local", unit, min_heads)
     chosen(criterion, None)
@@ -144,17 +151,27 @@ def backend(
         raise ValueError(f"give a sparsity or a plan, not both ({sparsity} and a plan)")
     if plan is not None and not isinstance(plan, PruningPlan):
         raise TypeError(f"plan must be fxslim.PruningPlan, not {type(plan).__name__}")
-    if model is not None and plan is None:
-        raise ValueError("model says whose names a plan uses: give a plan, too")
     if mode is not None and inner_options is not None:
         raise ValueError("give the inner backend a mode or inner_options, not both")
     share = 0.5 if sparsity is None else sparsity
+    if model is not None and plan is None:
+        plan = _plan_of(model, share, criterion, unit, min_heads)
     decide: Decisions = (
         Following(plan, model) if plan is not None else OneByOne(share, criterion, unit, min_heads)
     )
     given = {"mode": mode, "options": dict(inner_options) if inner_options else None}
     given = {name: value for name, value in given.items() if value is not None}
     return Backend(decide, unit, inner, given)
+
+
+def _plan_of(
+    model: nn.Module, sparsity: float, criterion: str | Criterion, unit: Unit, min_heads: int
+) -> PruningPlan:
+    """A plan for the whole model."""
+    program = captured(model)
+    sites = find_attention(program, unit=unit)
+    scores = score(insert_head_masks(program), criterion)
+    return make_plan(scores, sites, sparsity, unit=unit, min_heads=min_heads)
 
 
 def dynamo_backend(

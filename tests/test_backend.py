@@ -247,6 +247,19 @@ def test_a_plan_of_the_whole_model_reaches_the_pieces():
 
 
 @torch.no_grad()
+def test_a_model_that_is_given_is_planned_for_as_a_whole():
+    """The heads of one layer are the least of all: by itself, each layer would lose as many."""
+    model, x = Broken(3).eval(), example()
+    for parameter in model.layers[1].attention.parameters():
+        parameter.mul_(1e-3)
+    options = {"sparsity": 0.25, "criterion": "magnitude"}
+    slim = torch.compile(model, backend=fxslim.backend(model=model, inner="eager", **options))
+    planned = fxslim.compile(whole(model), 0.25, x, criterion="magnitude")
+    assert [len(kept) for kept in planned.meta["fxslim"].plan.kept.values()] == [4, 1, 4]
+    torch.testing.assert_close(slim(x), planned(x))
+
+
+@torch.no_grad()
 def test_a_piece_whose_names_a_plan_does_not_have_is_an_error():
     plan = fxslim.PruningPlan({"layers.0.attention": [0], "layers.1.attention": [0]}, 0.75)
     slim = torch.compile(Broken(2), backend=fxslim.backend(plan=plan, inner="eager"))
@@ -474,7 +487,7 @@ def test_inner_options_reach_the_inner_backend():
         ({"unit": "layer"}, ValueError, "unit must be one of group, query, any, not 'layer'"),
         ({"sparsity": 0.5, "plan": PLAN}, ValueError, "give a sparsity or a plan, not both"),
         ({"plan": {"a": [0]}}, TypeError, "plan must be fxslim.PruningPlan, not dict"),
-        ({"model": nn.Linear(1, 1)}, ValueError, "model says whose names a plan uses"),
+        ({"model": nn.Linear(1, 1)}, fxslim.PlanError, "no site is prunable"),
         (
             {"mode": "default", "inner_options": {}},
             ValueError,
