@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 import fxslim
 from fxslim.demo import find_encoder
@@ -157,6 +157,7 @@ def main(
     if smoke:
         train, test, epochs = 4 * BATCH, 2 * BATCH, 1
     torch.manual_seed(0)
+    logging.set_verbosity_error()  # that the classifier is new is meant
     folder = find_encoder()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     dense = AutoModelForSequenceClassification.from_pretrained(
