@@ -17,6 +17,7 @@ from fxslim.costs import Resource
 from fxslim.errors import FxslimError
 from fxslim.measure import totals
 from fxslim.report import site_table, totals_table
+from fxslim.sites import Site
 from fxslim.targets import Scope
 from fxslim.workflow import Steps, load_model, save
 
@@ -76,6 +77,9 @@ def prune(
     resource: Annotated[
         str, typer.Option(help="What a budget is of: parameters, flops or latency.")
     ] = "flops",
+    ffn_sparsity: Annotated[
+        float, typer.Option(help="Share of the channels of feed-forward blocks to remove as well.")
+    ] = 0.0,
     scope: Annotated[str, typer.Option(help="global, local or uniform.")] = "global",
     criterion: Annotated[
         str, typer.Option(help="How heads are scored; one that needs no data.")
@@ -83,7 +87,7 @@ def prune(
 ) -> None:
     """Remove heads of a model and save the slim program with its plan."""
     with _one_message():
-        _check(sparsity, criterion, budget, resource, scope)
+        _check(sparsity, criterion, budget, resource, scope, ffn_sparsity)
         console = Console()
         with Steps(console, total=5) as step:
             step("load")
@@ -99,6 +103,7 @@ def prune(
                 budget=budget,
                 costs=costs,
                 scope=cast(Scope, scope),
+                ffn_sparsity=ffn_sparsity,
             )
             step("measure")
             args, kwargs = program.meta["example_inputs"]
@@ -106,7 +111,8 @@ def prune(
             step("save")
             files = save(slim, out)
         done = fxslim.Report.of(slim)
-        console.print(site_table(done.sites, done.plan, done.scores, dense=model, slim=slim))
+        sites: list[Site] = [*done.sites, *done.feed_forwards]
+        console.print(site_table(sites, done.plan, done.scores, dense=model, slim=slim))
         console.print("", totals_table(cost), "", sep="\n")
         console.print(f"slim against masked: largest difference {done.max_difference:.1e}")
         console.print(f"wrote {', '.join(map(str, files))}", soft_wrap=True)
@@ -118,8 +124,11 @@ def _check(
     budget: float | None = None,
     resource: str = "flops",
     scope: str = "global",
+    ffn_sparsity: float = 0.0,
 ) -> None:
     """Refuse bad options before any work."""
+    if not 0 <= ffn_sparsity < 1:
+        raise ValueError(f"--ffn-sparsity must be in [0, 1), not {ffn_sparsity}")
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ValueError(f"--sparsity must be in [0, 1), not {sparsity}")
     if budget is not None and not 0 < budget <= 1:

@@ -1,6 +1,7 @@
 """The command line, on model directories that transformers wrote."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -81,6 +82,14 @@ def test_prune_meets_a_budget(llama, tmp_path):
     assert len({len(heads) for heads in plan.kept.values()}) == 1
 
 
+def test_prune_takes_channels_too(llama, tmp_path):
+    done = fxslim_command("prune", llama, "--out", tmp_path, "--ffn-sparsity", "0.5")
+    assert done.exit_code == 0, done.output
+    plan = fxslim.PruningPlan.from_json((tmp_path / "plan.json").read_text())
+    assert plan.reached == {"channels": 0.5}
+    assert re.search(r"mlp\.down_proj +ffn +\d+ → \d+", done.stdout)
+
+
 def test_prune_refuses_a_model_without_prunable_heads(coupled, tmp_path):
     done = fxslim_command("prune", coupled, "--out", tmp_path / "out")
     assert_one_message(done, "none of it can be pruned")
@@ -95,6 +104,7 @@ def test_prune_refuses_a_model_without_prunable_heads(coupled, tmp_path):
         (["--budget", "0"], "--budget must be in (0, 1], not 0.0"),
         (["--budget", "0.5", "--sparsity", "0.5"], "give --sparsity or --budget, not both"),
         (["--resource", "joy"], "--resource must be one of parameters, flops, latency, not 'joy'"),
+        (["--ffn-sparsity", "1"], "--ffn-sparsity must be in [0, 1), not 1.0"),
         (["--scope", "all"], "--scope must be one of global, local, uniform, not 'all'"),
         (["--criterion", "luck"], "--criterion 'luck' is unknown; known: "),
     ],
