@@ -88,7 +88,7 @@ def render(setting: dict[str, str], figures: dict[str, Any]) -> dict[str, str]:
     for name in ("slim_over_narrow", "dense_over_slim"):
         low, middle, high = figures[name]
         ratios[name.replace("_over_", " / ")] = f"{middle:.2f} ± {(high - low) / 2:.2f}"
-    return {"model": ", ".join(setting.values()), **times, **ratios}
+    return {"model": " ".join(setting.values()), **times, **ratios}
 
 
 def prepare(
@@ -125,7 +125,7 @@ def main(
         dense = build_encoder(layers, device, getattr(torch, kind.value))
         models = prepare(dense, sparsity, share, inputs)
         flops = {name: count_flops(bind(model, inputs)) for name, model in models.items()}
-        pruned = f"heads and {share:.0%} of channels" if share else "heads"
+        pruned = "heads + ffn" if share else "heads"
         by_flops[pruned] = f"{flops['dense'] / flops['slim']:.2f}"
         for way in mode:
             figures = summarize(measure(models, inputs, way, repeats))
