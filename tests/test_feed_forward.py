@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import fxslim
 from tests.models import WIDTH, Attention, Residual, captured, example
 from tests.zoo.handwritten import HANDWRITTEN
+from tests.zoo.reference import without_heads
 
 CHANNELS = 10
 
@@ -78,16 +79,6 @@ def blocks_of(model, dynamic=True):
     return fxslim.find_feed_forward(fxslim.capture(model, example(), dynamic=dynamic))
 
 
-def without_channels(model, site, kept):
-    """The model whose down projections do not read the channels that go."""
-    parameters = dict(model.named_parameters())
-    gone = [channel for channel in range(site.channels) if channel not in kept]
-    for down in site.down:
-        with torch.no_grad():
-            parameters[down.weight].index_fill_(down.dim, down.index[gone].flatten(), 0.0)
-    return model
-
-
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("kind", [Mlp, Gated, FusedGate, Depthwise, Convolutional])
 def test_cut_channels_are_masked_channels(kind, dynamic):
@@ -100,7 +91,7 @@ def test_cut_channels_are_masked_channels(kind, dynamic):
     fxslim.verify(slim, fxslim.insert_head_masks(program, [site]), plan)
     assert slim.get_parameter(site.down[0].weight).shape[site.down[0].dim] == 3
     x = example(2, 7) if dynamic else example()
-    torch.testing.assert_close(slim(x), without_channels(model, site, [0, 3, 7])(x))
+    torch.testing.assert_close(slim(x), without_heads(model, [site], plan.kept)(x))
 
 
 def test_a_block_may_go_whole():
@@ -109,7 +100,9 @@ def test_a_block_may_go_whole():
     slim = fxslim.narrow(program, fxslim.PruningPlan({"layers.block.down": []}, 1.0))
     (site,) = fxslim.find_feed_forward(program)
     assert "layers.block.up.weight" not in dict(slim.named_parameters())
-    torch.testing.assert_close(slim(x := example()), without_channels(model, site, [])(x))
+    torch.testing.assert_close(
+        slim(x := example()), without_heads(model, [site], {site.name: []})(x)
+    )
 
 
 def test_a_gate_is_one_of_the_projections_that_bring_channels_in():

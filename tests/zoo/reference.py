@@ -23,11 +23,11 @@ class ProjectionLike(Protocol):
 
 
 class SiteLike(Protocol):
-    """What is needed of `fxslim.AttentionSite`."""
+    """What is needed of a site: an attention, or a feed-forward block with its channels."""
 
     name: str
-    num_heads: int
-    output: Sequence[ProjectionLike]
+    size: int
+    summed_by: Sequence[ProjectionLike]
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def without_heads(
     model = copy.deepcopy(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for site in sites:
-        heads = kept.get(site.name, range(site.num_heads))
-        removed = [head for head in range(site.num_heads) if head not in heads]
-        for projection in site.output if removed else ():
+        heads = kept.get(site.name, range(site.size))
+        removed = [head for head in range(site.size) if head not in heads]
+        for projection in site.summed_by if removed else ():
             positions = projection.index[removed].flatten()
             parameters[projection.weight].data.index_fill_(projection.dim, positions, 0)
     return model
