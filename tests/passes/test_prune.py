@@ -6,6 +6,7 @@ from torch.fx.passes.infra.pass_manager import PassManager
 
 import fxslim
 from fxslim.dynamo import trace
+from fxslim.keeping import keep_of
 from fxslim.locate import locate
 from fxslim.passes import InsertHeadMasks, Narrow, Prune
 from tests.models import Attention, Residual, example
@@ -38,32 +39,42 @@ def test_a_plan_that_does_not_fit_is_an_error():
         Prune(fxslim.PruningPlan({"layers.b": [0]}, 0.75))(program)
 
 
-@pytest.mark.parametrize("one", [Prune, InsertHeadMasks, Narrow])
+def made(one, program):
+    """A pass for this program."""
+    located = locate(program)
+    return {
+        Prune: lambda: Prune(PLAN),
+        InsertHeadMasks: lambda: InsertHeadMasks(located),
+        Narrow: lambda: Narrow(located.axis_map, keep_of(located, PLAN)),
+    }[one]()
+
+
+EACH = pytest.mark.parametrize("one", [Prune, InsertHeadMasks, Narrow])
+
+
+@EACH
 def test_in_a_pass_manager_on_an_exported_graph(one):
     dense, x = model(), example()
     program, other = fxslim.capture(dense, x), example(2, 7)
-    located = locate(program)
-    made = {
-        Prune: lambda: Prune(PLAN),
-        InsertHeadMasks: lambda: InsertHeadMasks(located),
-        Narrow: lambda: Narrow(located.axis_map, {}),
-    }[one]()
-    result = PassManager([made])(program)
-    expected = fxslim.narrow(program, PLAN) if one is Prune else dense
+    result = PassManager([made(one, program)])(program)
+    expected = dense if one is InsertHeadMasks else fxslim.narrow(program, PLAN)
     torch.testing.assert_close(result.graph_module(other), expected(other))
 
 
+@EACH
 @torch.no_grad()
-def test_in_a_pass_manager_on_dynamos_graph():
+def test_in_a_pass_manager_on_dynamos_graph(one):
     dense, x = model(), example()
     found = []
 
     def backend(graph_module, example_inputs):
         program = trace(graph_module, example_inputs).program
-        found.append(PassManager([Prune(PLAN)])(program).graph_module)
+        found.append(PassManager([made(one, program)])(program).graph_module)
         return found[-1]
 
     torch.compiler.reset()
-    slim = torch.compile(dense, backend=backend)
-    torch.testing.assert_close(slim(x), fxslim.narrow(fxslim.capture(dense, x), PLAN)(x))
-    assert found[0].layers.a.q.weight.shape == (4, 6)
+    run = torch.compile(dense, backend=backend)
+    masked = one is InsertHeadMasks
+    expected = dense if masked else fxslim.narrow(fxslim.capture(dense, x), PLAN)
+    torch.testing.assert_close(run(x), expected(x))
+    assert found[0].layers.a.q.weight.shape == (8 if masked else 4, 6)
