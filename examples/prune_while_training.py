@@ -155,7 +155,7 @@ def main(
 ) -> None:
     """Train, prune, slim and compare."""
     if smoke:
-        train, test, epochs = 4 * BATCH, 2 * BATCH, 1
+        train, test, epochs = 2 * BATCH, BATCH, 1
     torch.manual_seed(0)
     logging.set_verbosity_error()  # that the classifier is new is meant
     folder = find_encoder()

@@ -63,7 +63,7 @@ class _Projection:
 
 
 class _Site:
-    name, num_heads, output = "attention", 3, (_Projection(),)
+    name, size, summed_by = "attention", 3, (_Projection(),)
 
 
 def test_the_reference_does_not_read_the_removed_heads():
