@@ -19,12 +19,13 @@ from fxslim.compile import narrow
 from fxslim.costs import Costs, Resource
 from fxslim.errors import PlanError, UnsupportedSite
 from fxslim.examples import Inputs, as_inputs
+from fxslim.keeping import sites_of
 from fxslim.locate import locate_parts
 from fxslim.measure import count_flops, count_parameters, interleave
 from fxslim.parts import meta_of
-from fxslim.placed import Attention, Located
+from fxslim.placed import Located, Placed
 from fxslim.plan import PruningPlan
-from fxslim.sites import Unit
+from fxslim.sites import Site, Unit
 from fxslim.units import Coupled, couple
 
 __all__ = ["cost"]
@@ -39,6 +40,7 @@ def cost(
     example_inputs: Inputs | None = None,
     *,
     unit: Unit = "group",
+    feed_forward: bool = False,
     points: int = 5,
     seconds: float = 60.0,
     prepare: Callable[[nn.Module], Callable[..., Any]] | None = None,
@@ -55,6 +57,7 @@ def cost(
         example_inputs: what to call the model with: FLOPs and latency are those of its batch and
             lengths.  Where absent, the small example that the program was captured with.
         unit: what goes at a time, as for `fxslim.plan`.
+        feed_forward: count the channels of feed-forward blocks, too, for a plan of both.
         points: at how many numbers of heads latencies are measured.
         seconds: about how long they are measured.
         prepare: makes of a program what is timed; `torch.compile`, for instance.
@@ -64,7 +67,7 @@ def cost(
         UnsupportedSite: no attention can be pruned.
     """
     _check(program, resource, unit, points)
-    kinds = _kinds(program, unit)
+    kinds = _kinds(program, unit, feed_forward=feed_forward)
     latency = resource == "latency"
     models = _narrowed(program, kinds, points if latency else 2, every=latency)
     args, kwargs = _arguments(program, example_inputs)
@@ -102,15 +105,15 @@ def _check(program: nn.Module, resource: Resource, unit: Unit, points: int) -> N
 # ------------------------------------------------------------------------------------------- kinds
 
 
-def _kinds(program: nn.Module, unit: Unit) -> list[list[Coupled]]:
+def _kinds(program: nn.Module, unit: Unit, *, feed_forward: bool) -> list[list[Coupled]]:
     """The choices of heads, those together whose graphs are alike."""
-    located = locate_parts(program, unit=unit)
-    sites = [site for part in located.values() for site in part.sites]
+    located = locate_parts(program, unit=unit, feed_forward=feed_forward)
+    sites = sites_of(located)
     prunable = [site for site in sites if site.prunable]
     if not prunable:
         reasons = "".join(f"\n  {site.name}: {site.reason}" for site in sites)
         raise UnsupportedSite(f"no attention can be pruned{reasons}")
-    heads = {(site.name, head): 0.0 for site in prunable for head in range(site.num_heads)}
+    heads = {(site.name, head): 0.0 for site in prunable for head in range(site.size)}
     found: dict[Any, list[Coupled]] = {}
     for choice in couple(prunable, unit, heads):
         found.setdefault(_signature(choice, located), []).append(choice)
@@ -122,16 +125,16 @@ def _signature(choice: Coupled, located: Mapping[str, Located]) -> Any:
     names = {site.name for site in choice.sites}
     changed: Counter[Any] = Counter()
     for path, part in located.items():
-        mine = [a for a in part.attentions if a.site.name in names]
+        mine = [placed for placed in part.placed if placed.site.name in names]
         if mine:
             changed.update((path, _form(node)) for node in _changed(part, mine))
     return len(choice.sites), len(choice.units), frozenset(changed.items())
 
 
-def _changed(part: Located, attentions: Sequence[Attention]) -> set[fx.Node]:
+def _changed(part: Located, some: Sequence[Placed[Site]]) -> set[fx.Node]:
     """The nodes that carry or read the heads, and those that nothing else reads."""
-    within = {a.within for a in attentions if a.within is not None}
-    heads = within.union(*(a.units for a in attentions))
+    within = {placed.within for placed in some if placed.within is not None}
+    heads = within.union(*(placed.units for placed in some))
     axes = part.axis_map.axes
     carry = {node for node in part.axis_map.dims if axes(node) & heads}
     gone = set(carry)

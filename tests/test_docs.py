@@ -52,6 +52,7 @@ def test_the_page_on_plans_runs():
     assert len(names["edited"].kept[names["first"]]) == 1
     assert names["edited"].reached["flops"] < 1
     assert names["channels"].sparsity == 0.5
+    assert names["both"].reached["flops"] <= 0.8
     with torch.no_grad():
         names["slim"](**example_inputs)
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxslim
+from fxslim.measure import bind, count_flops, count_parameters
 from tests.models import WIDTH, Attention, Residual, captured, example
 from tests.zoo.handwritten import HANDWRITTEN
 from tests.zoo.reference import without_heads
@@ -258,3 +259,22 @@ def test_channels_alone():
         fxslim.compile(model, 0.5, example(), ffn_sparsity=0.5)
     with pytest.raises(fxslim.UnsupportedSite, match="has no feed-forward: no channels between"):
         fxslim.compile(Residual(attention=Attention()), 0.5, example(), ffn_sparsity=0.5)
+
+
+@pytest.mark.parametrize("resource", ["parameters", "flops"])
+def test_one_budget_for_heads_and_channels_is_met(resource):
+    model, x = Residual(attention=Attention(), block=Gated(), other=Mlp()), example()
+    program = fxslim.capture(model, x)
+    sites = [*fxslim.find_attention(program), *fxslim.find_feed_forward(program)]
+    scores = fxslim.score(fxslim.insert_head_masks(program, sites), "magnitude")
+    costs = fxslim.cost(program, resource, x, feed_forward=True)
+    assert costs.sites.keys() == {site.name for site in sites}
+    plan = fxslim.plan(scores, sites, budget=0.6, costs=costs)
+    slim = fxslim.narrow(program, plan)
+    count = {
+        "parameters": count_parameters,
+        "flops": lambda m: count_flops(bind(m, x)),
+    }[resource]
+    assert plan.reached[resource] == pytest.approx(count(slim) / count(program))
+    assert 0.5 < plan.reached[resource] <= 0.6
+    assert any(len(plan.kept[site.name]) < site.size for site in sites[1:])
