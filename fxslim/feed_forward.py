@@ -9,6 +9,7 @@ adapter of another weight is none; nor are channels that take part in an attenti
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def find_blocks(axis_map: AxisMap, weights: Weights, cores: Iterable[Core]) -> l
 def _attended(axis_map: AxisMap, cores: Iterable[Core]) -> set[Axis]:
     """The axes of queries, keys, values and contexts."""
     uses = (use for core in cores for uses in core.uses.values() for use in uses)
-    return {axis for node in {n for use in uses for n in use} for axis in axis_map.axes(node)}
+    return _axes_of(axis_map, {node for use in uses for node in use})
 
 
 def _brought_in(axis_map: AxisMap, weights: Weights) -> dict[Axis, list[End]]:
@@ -60,12 +61,15 @@ def _brought_in(axis_map: AxisMap, weights: Weights) -> dict[Axis, list[End]]:
         data = weights.data_operands(contractions)
         if all(operand in weights.sources for operand in data):
             continue  # made of parameters and buffers alone
-        has = {axis for operand in data for axis in axis_map.axes(operand)}
         for c in contractions:
             if weights.is_weight(c.operand):
-                for leaf in weights.brought_in(node, c) - has:
+                for leaf in weights.brought_in(node, c) - _axes_of(axis_map, data):
                     found.setdefault(leaf, []).append((node, c))
     return found
+
+
+def _axes_of(axis_map: AxisMap, nodes: Iterable[fx.Node]) -> set[Axis]:
+    return {axis for node in nodes for axis in axis_map.axes(node)}
 
 
 def _ended(axis_map: AxisMap, weights: Weights) -> dict[Axis, list[End]]:
@@ -100,19 +104,19 @@ class _Block:
 
     def _is_all_there_is(self) -> bool:
         """Whether no activation has the channels but by the up projections (a stream's would)."""
-        inner = self._between()
-        operands = {operand for node in inner for operand in graph.tensor_inputs(node)}
-        known = {*inner, *(node for node, _ in self.ups), *self.weights.sources}
-        return all(node in known for node in operands if self._has(node))
+        operands = {n for node in self._between for n in graph.tensor_inputs(node) if self._has(n)}
+        activations = {node for node in operands if node not in self.weights.sources}
+        return activations <= {*self._between, *(node for node, _ in self.ups)}
 
     def _transforms(self) -> bool:
         """Whether channels are changed, or multiplied by each other, on their way."""
-        for node in self._between():
+        for node in self._between:
             operands = [n for n in graph.tensor_inputs(node) if n not in self.weights.sources]
             if not graph.moves(node) or len(operands) > 1:
                 return True
         return False
 
+    @functools.cached_property
     def _between(self) -> list[fx.Node]:
         """What is made of the up projections' results, until the channels are summed over."""
         ups = [node for node, _ in self.ups]
@@ -141,8 +145,8 @@ class _Block:
     def _given(self, node: fx.Node) -> set[Axis]:
         """The leaves that a sum over the channels brings in, and the channels' tensor lacks."""
         data = self.weights.data_operands(self.axis_map.contractions[node])
-        has = {axis for operand in data for axis in self.axis_map.axes(operand)}
-        return {x for c in self._downs(node) for x in self.weights.brought_in(node, c)} - has
+        brought = (self.weights.brought_in(node, c) for c in self._downs(node))
+        return set().union(*brought) - _axes_of(self.axis_map, data)
 
     def _downs(self, node: fx.Node) -> list[Contraction]:
         """The weights that a sum over the channels multiplies them by."""

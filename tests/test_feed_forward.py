@@ -9,7 +9,6 @@ from torch.nn import functional as F
 import fxslim
 from fxslim.measure import bind, count_flops, count_parameters
 from tests.models import WIDTH, Attention, Residual, captured, example
-from tests.zoo.handwritten import HANDWRITTEN
 from tests.zoo.reference import without_heads
 
 CHANNELS = 10
@@ -189,12 +188,8 @@ def test_experts_are_refused():
     assert "experts" in site.reason
 
 
-FEW = {"albert", "experts", "nanogpt", "parallel", "swin", "transformer"}
-
-
 @pytest.mark.parametrize(
-    "name",
-    [name if name in FEW else pytest.param(name, marks=pytest.mark.zoo) for name in HANDWRITTEN],
+    "name", ["albert", "experts", "nanogpt", "parallel", "swin", "transformer"]
 )
 def test_every_block_of_the_hand_written_models_narrows_as_it_is_masked(name):
     _, _, program = captured(name)
