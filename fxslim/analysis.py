@@ -97,6 +97,8 @@ def analyse(program: fx.GraphModule, select_at: Mapping[Use, int | None] | None 
     for node in program.graph.nodes:
         for operand, whole in operands.get(node, {}).items():
             axis_map.selected[node, operand] = _copy(axis_map.of(operand), whole)
+            for dim in axis_map.of(operand):
+                block(dim, Block("selects from it as a whole", node.name))
         if node.op == "get_attr" and graph.is_tensor(node):
             tensor = graph.attribute(program, node.target)
             known = tensors.setdefault(id(tensor), _fresh_results(node, None))

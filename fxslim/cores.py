@@ -14,7 +14,7 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap, Use
-from fxslim.axes import Axis, Dim, leaves, resolve
+from fxslim.axes import Axis, Dim, blocks, leaves, resolve
 from fxslim.calls import Contraction
 from fxslim.follow import closure, operands_with, sums
 from fxslim.heads import head_dim_of, heads_brought_in, heads_ended, heads_selected
@@ -173,8 +173,8 @@ class _Finder:
 
     def _why_headless(self, parts: Operands, candidates: set[Axis]) -> str:
         nodes = [*parts.query, *parts.key, *parts.value, parts.node]
-        found = [x.block for n in nodes for x in self.axis_map.axes(n) if x.block]
-        unruled = next((block for block in found if block.unruled), None)
+        found = (why for n in nodes for dim in self.axis_map.of(n) for why in blocks(dim))
+        unruled = next((why for why in found if why.unruled), None)
         if unruled is not None:
             return f"its heads cannot be followed through {unruled.where}: {unruled.why}"
         if candidates:

@@ -28,8 +28,11 @@ def heads_brought_in(axis_map: AxisMap, weights: Weights, parts: Operands) -> se
 
 
 def heads_selected(axis_map: AxisMap, weights: Weights, parts: Operands) -> set[Axis]:
-    """The free leaves along which the core selects from its operands, or did so before."""
-    uses = (use for uses in parts.uses.values() for use in uses)
+    """The free leaves along which the core selects from queries or keys, or did so before.
+
+    Values that are selected from have the heads of the scores; those must come from the query.
+    """
+    uses = (*parts.uses["query"], *parts.uses["key"])
     dims = (dim for use in uses for dim in axis_map.selected.get(use, ()))
     found = weights.picked.union(leaf for dim in dims for leaf in leaves(dim))
     free = {leaf for leaf in found if not leaf.block}

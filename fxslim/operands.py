@@ -116,6 +116,9 @@ class _Finder:
             key.append(second)
             widths.append(self._width(product, first))
         others = tuple(axis for i, dim in enumerate(dims) if i != along for axis in dim)
+        products = zip(scores, query, key, strict=True)
+        if not any(self._has_rows(node, others, keys, *product) for product in products):
+            return None
         return Operands(node, others, scores, query, key, value, context, keys, widths[0])
 
     def _scores(self, node: fx.Node, keys: set[Axis]) -> list[fx.Node]:
@@ -148,6 +151,39 @@ class _Finder:
         first, last = contractions[0].operand, contractions[-1].operand
         has = [bool(self.axis_map.axes(n) & keys) for n in (first, last)]
         return (last, first) if has == [True, False] else (first, last)
+
+    def _has_rows(
+        self,
+        node: fx.Node,
+        others: Dim,
+        keys: set[Axis],
+        product: fx.Node,
+        query: fx.Node,
+        key: fx.Node,
+    ) -> bool:
+        """Whether the queries of a product are still told apart where the scores are normalised.
+
+        What is normalised over the sequence far behind an attention is none by its scores.
+        """
+        rows = self._left(product, query) - (self._left(product, key) - keys)
+
+        def back(n: fx.Node) -> Iterable[fx.Node]:
+            with_keys = set(operands_with(self.axis_map, n, keys)) if keys else n.all_input_nodes
+            return (m for m in operands_with(self.axis_map, n, rows) if m in with_keys)
+
+        return not rows or (
+            not rows.isdisjoint(members(others)) and product in closure([node], back)
+        )
+
+    def _left(self, product: fx.Node, operand: fx.Node) -> set[Axis]:
+        """The axes that dimensions of an operand still have once the product has summed."""
+        summed = [c for c in self.axis_map.contractions[product] if c.operand is operand]
+        return {
+            axis
+            for d, dim in enumerate(self.axis_map.seen_by(product, operand))
+            for axis in members(dim)
+            if not any(axis in members(c.dim) for c in summed if c.dimension == d)
+        }
 
     def _width(self, product: fx.Node, query: fx.Node) -> int:
         return next(size(c.dim) for c in self.axis_map.contractions[product] if c.operand is query)

@@ -12,7 +12,7 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap
-from fxslim.axes import Dim, resolve
+from fxslim.axes import Dim, resolve, size
 from fxslim.calls import Dims
 from fxslim.errors import PlanError
 from fxslim.positions import Keep, narrowed_size
@@ -32,7 +32,7 @@ def remove_empty(axes: AxisMap, keep: Keep) -> None:
     tensors = filter(graph.is_tensor, axes.dims)
     empty = {node for node in tensors if _is_empty(axes.of(node), keep)}
     for node in empty:
-        _read_sizes_elsewhere(axes, node, empty)
+        _read_sizes_elsewhere(axes, node, keep, empty)
     for node in [node for node in axes.dims if node not in empty]:
         contractions = axes.contractions.get(node, ())
         if any(narrowed_size(c.dim, keep) == 0 for c in contractions):
@@ -55,13 +55,15 @@ def _zeros(like: fx.Node, sizes: list[Any]) -> fx.Node:
     return like.graph.call_function(torch.ops.aten.full.default, (sizes, 0), kind)
 
 
-def _read_sizes_elsewhere(axes: AxisMap, node: fx.Node, empty: Collection[fx.Node]) -> None:
+def _read_sizes_elsewhere(
+    axes: AxisMap, node: fx.Node, keep: Keep, empty: Collection[fx.Node]
+) -> None:
     """Read lengths from tensors that stay, so that `node` is not needed for its shape alone."""
     for user in list(node.users):
         value = user.meta.get("val")
         if isinstance(value, torch.SymInt):
             with node.graph.inserting_before(user):
-                read = _read(axes, user, graph.generic_size(value), empty)
+                read = _read(axes, user, graph.generic_size(value), keep, empty)
             if read is not None:
                 user.replace_all_uses_with(read)
 
@@ -108,7 +110,7 @@ def _size_of(axes: AxisMap, node: fx.Node, dim: Dim, keep: Keep, empty: Collecti
     wanted = narrowed_size(dim, keep)
     if not graph.is_symbolic(wanted):
         return wanted
-    read = _read(axes, node, wanted, empty)
+    read = _read(axes, node, wanted, keep, empty)
     factors = resolve(dim)
     if read is None and len(factors) > 1:
         sizes = [_size_of(axes, node, (factor,), keep, empty) for factor in factors]
@@ -127,15 +129,18 @@ def _product(node: fx.Node, a: Any, b: Any) -> Any:
     return made
 
 
-def _read(axes: AxisMap, node: fx.Node, wanted: int, empty: Collection[fx.Node]) -> fx.Node | None:
-    """The length `wanted`, read from a tensor before `node` that is not empty."""
+def _read(
+    axes: AxisMap, node: fx.Node, wanted: int, keep: Keep, empty: Collection[fx.Node]
+) -> fx.Node | None:
+    """The length `wanted`, read before `node` from a dimension that stays as it is."""
     for earlier in axes.program.graph.nodes:
         if earlier is node:
             break
-        if graph.is_tensor(earlier) and earlier not in empty:
-            sizes = graph.shape(earlier.meta["val"])
-            if wanted in sizes:
-                at = sizes.index(wanted)
+        if graph.is_tensor(earlier) and earlier in axes.dims and earlier not in empty:
+            dims = axes.of(earlier)
+            staying = (at for at, dim in enumerate(dims) if narrowed_size(dim, keep) == size(dim))
+            at = next((at for at in staying if size(dims[at]) == wanted), None)
+            if at is not None:
                 read = node.graph.call_function(torch.ops.aten.sym_size.int, (earlier, at))
                 read.meta["val"] = earlier.meta["val"].shape[at]
                 return read

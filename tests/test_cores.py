@@ -207,6 +207,27 @@ def test_a_shared_linear_attention_is_no_attention():
     assert fxslim.find_attention(program) == []
 
 
+def test_a_linear_attention_behind_an_attention_is_no_attention():
+    """It is normalised over the sequence, which the scores far before it have, too."""
+
+    class Behind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+        def forward(self, x):
+            scores = (self.a(x) @ self.b(x).mT).softmax(-1)
+            x = x * scores.diagonal(dim1=1, dim2=2).unsqueeze(-1)
+            context = self.c(x).softmax(1).mT @ self.b(x)
+            x = x + self.a(x).softmax(-1) @ context
+            context = self.c(x).softmax(1).mT @ self.b(x)
+            return x + self.a(x).softmax(-1) @ context
+
+    for dynamic in (False, True):
+        program = fxslim.capture(Behind(), example(), dynamic=dynamic)
+        assert fxslim.find_attention(program) == []
+
+
 def test_a_batch_that_learned_queries_are_expanded_to_is_no_head_axis():
     """Else everything that has the batch looks like a projection of heads, as this shared key."""
 

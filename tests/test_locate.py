@@ -249,13 +249,16 @@ def test_heads_mixed_after_the_softmax_are_refused():
     ]
 
 
+@torch.library.custom_op("fxslim_tests::mystery", mutates_args=())
+def mystery(x: torch.Tensor) -> torch.Tensor:
+    """An operator without a rule."""
+    return x.flip(1)
+
+
+mystery.register_fake(torch.empty_like)
+
+
 def test_an_operator_without_a_rule_is_named():
-    @torch.library.custom_op("fxslim_tests::mystery", mutates_args=())
-    def mystery(x: torch.Tensor) -> torch.Tensor:
-        return x.flip(1)
-
-    mystery.register_fake(torch.empty_like)
-
     class Mysterious(Attention):
         def forward(self, x):
             q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
@@ -265,6 +268,18 @@ def test_an_operator_without_a_rule_is_named():
         "fxslim_tests::mystery (mystery in layers.a): fxslim_tests::mystery has no rule, so its "
         "effect on the heads is unknown; a row in fxslim/rules.py makes it known"
     ]
+
+
+def test_a_reason_is_the_same_each_time():
+    """Of two operators without a rule, the reason names the same one."""
+
+    class Mysterious(Attention):
+        def heads(self, x):
+            q, k, v = (split(mystery(linear(x))) for linear in (self.q, self.k, self.v))
+            return mystery(q), mystery(k), v
+
+    program = fxslim.capture(Mysterious(core=plain_core), example())
+    assert len({fxslim.find_attention(program)[0].reason for _ in range(20)}) == 1
 
 
 def test_one_head_is_nothing_to_cut():

@@ -113,6 +113,24 @@ def test_one_weight_for_all_three_is_refused():
     assert not site.prunable
 
 
+def test_heads_that_talk_before_the_softmax_are_refused_though_values_could_be_selected():
+    """One weight for all three makes the queries' heads those of the values."""
+
+    class Talking(Attention):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.talk = nn.Linear(WIDTH, 3 * INNER), nn.Linear(HEADS, HEADS, bias=False)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_DIM)).permute(2, 0, 3, 1, 4)
+            scores = self.talk((q @ k.mT).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self.o(merge(scores.softmax(-1) @ v))
+
+    (site,) = fxslim.find_attention(fxslim.capture(Talking(), example()))
+    mixes = "linear (linear_1 in talk) mixes the heads before their context is complete"
+    assert site.reason == mixes
+
+
 def test_a_norm_over_the_context_is_refused_as_before():
     class ContextNorm(QueryNorm):
         def heads(self, x):

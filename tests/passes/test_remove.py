@@ -4,6 +4,7 @@ import pytest
 import torch
 from expecttest import assert_expected_inline
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 import fxslim
 from tests.models import (
@@ -14,6 +15,7 @@ from tests.models import (
     Residual,
     captured,
     example,
+    merge,
     printed,
     softmax_core,
     split,
@@ -151,3 +153,28 @@ def test_nothing_is_left_of_an_attention_without_heads(model, dynamic):
     fxslim.verify(slim, fxslim.insert_head_masks(program), plan)
     assert all(parameter.numel() for parameter in slim.parameters())
     assert fxslim.find_attention(slim) == []
+
+
+def test_a_length_is_not_read_where_heads_go():
+    """Four heads and four learned queries, each merged with the batch: one expression for both."""
+
+    class Pool(Attention):
+        def __init__(self):
+            super().__init__()
+            self.latents = nn.Parameter(torch.randn(4, WIDTH))
+
+        def forward(self, x):
+            queries = split(self.q(self.latents.expand(x.shape[0], -1, -1)))
+            context = scaled_dot_product_attention(queries, split(self.k(x)), split(self.v(x)))
+            return self.o(merge(context).flatten(0, 1)).unflatten(0, (x.shape[0], 4))
+
+    def merged(q, k, v):
+        flat = (y.reshape(-1, *y.shape[2:]) for y in (q, k, v))
+        return softmax_core(*flat).view(*q.shape)
+
+    model = nn.Sequential(Residual(a=Attention(core=merged)), Pool())
+    program, x = fxslim.capture(model, example()), example(2, 7)
+    (a, pool) = fxslim.find_attention(program)
+    kept = {a.name: [1], pool.name: []}
+    slim = fxslim.narrow(program, fxslim.PruningPlan(kept, 7 / 8))
+    torch.testing.assert_close(slim(x), without_heads(model, [a, pool], kept)(x))

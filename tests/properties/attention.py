@@ -182,7 +182,9 @@ class Attention(nn.Module):
             later = torch.ones(x.shape[1], memory.shape[1], dtype=torch.bool).triu(1)
             parts.append(torch.zeros(later.shape, dtype=x.dtype).masked_fill(later, -1e4))
         if spec.padding:
-            parts.append(torch.where(padding, 0.0, -1e4).to(x.dtype)[:, None, None, :])
+            parts.append(
+                torch.where(padding, x.new_zeros(()), x.new_tensor(-1e4))[:, None, None, :]
+            )
         if spec.alibi:
             slopes = torch.pow(2.0, -torch.arange(1, 1 + spec.heads, dtype=x.dtype))
             parts.append(-slopes[:, None, None] * distances(x, memory).abs())
