@@ -18,7 +18,7 @@ from torch import fx, nn
 from fxslim.compile import insert_head_masks, score
 from fxslim.criteria import Criterion, chosen
 from fxslim.cut import cut_attention
-from fxslim.decisions import Decisions, Following, OneByOne
+from fxslim.decisions import AtFirstSight, Decisions, Following
 from fxslim.dispatch import Dispatch
 from fxslim.dynamo import Traced, trace
 from fxslim.errors import CaptureError
@@ -124,15 +124,16 @@ def backend(
 ) -> Backend:
     """A backend for `torch.compile` that removes attention heads from the graphs it is given.
 
-    A graph may be a piece of the model.  With `model` the whole of it is captured and planned for
-    at once; without it, and without a plan, every attention loses the same share of its heads, by
-    its own weights, and once for all.
+    A graph may be a piece of the model.  When the first of them arrives, the module whose call is
+    compiled is captured and planned for as a whole, once for all its pieces.  Where a function is
+    compiled, the attentions of each graph are compared with each other only, unless `model` is
+    given.
 
     Args:
         sparsity: the share of the heads that goes, in [0, 1); 0.5 without a plan.
         plan: what stays instead, by the names of the model's sites; followed exactly.
-        model: what is compiled: its attentions are compared with each other, and its names are
-            those that a plan uses, which matters only where the graph breaks.
+        model: planned for now, and the one whose names a plan uses; where absent, the module that
+            was given to `torch.compile`.
         inner: the backend that compiles what is left, by name or itself.
         inner_options: its options; exclude `mode`.
         mode: its mode, such as "reduce-overhead".
@@ -157,7 +158,9 @@ def backend(
     if model is not None and plan is None:
         plan = _plan_of(model, share, criterion, unit, min_heads)
     decide: Decisions = (
-        Following(plan, model) if plan is not None else OneByOne(share, criterion, unit, min_heads)
+        Following(plan, model)
+        if plan is not None
+        else AtFirstSight(share, criterion, unit, min_heads)
     )
     given = {"mode": mode, "options": dict(inner_options) if inner_options else None}
     given = {name: value for name, value in given.items() if value is not None}

@@ -19,7 +19,7 @@ from fxslim.exporting import SYMBOLIC_LENGTHS, export, length_dims
 from fxslim.graph import fixed_size
 from fxslim.tidying import tidied
 
-__all__ = ["as_program", "capture", "capture_call", "check_model", "without_cache"]
+__all__ = ["capture", "capture_call", "check_model", "is_program", "without_cache"]
 
 
 def capture(
@@ -70,15 +70,11 @@ def capture_call(
     return program
 
 
-def as_program(
-    model: nn.Module, example_inputs: Inputs | None = None, *, dynamic: bool = True
-) -> fx.GraphModule:
-    """`model` itself if `capture` made it and its shapes are known, else captured."""
-    if isinstance(model, fx.GraphModule) and "capture" in model.meta:
-        places = (node for node in model.graph.nodes if node.op == "placeholder")
-        if all("val" in node.meta for node in places):
-            return model
-    return capture(model, example_inputs, dynamic=dynamic)
+def is_program(model: nn.Module) -> bool:
+    """Whether `model` is what `capture` returned, and its shapes are known still."""
+    if not isinstance(model, fx.GraphModule) or "capture" not in model.meta:
+        return False
+    return all("val" in node.meta for node in model.graph.find_nodes(op="placeholder"))
 
 
 def check_model(model: nn.Module) -> None:

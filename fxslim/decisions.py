@@ -1,25 +1,30 @@
-"""Decisions: which heads the attentions of a piece of a model keep, made once for their weights."""
+"""Decisions: which heads the attentions of a piece of a model keep, made once for all pieces."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fxslim.compile import score
+from fxslim.compile import insert_head_masks, score
 from fxslim.criteria import Criterion
-from fxslim.errors import PlanError
+from fxslim.dynamo import running_call
+from fxslim.errors import CaptureError, PlanError
+from fxslim.graph import attribute
+from fxslim.locate import find_attention
 from fxslim.passes import InsertHeadMasks
 from fxslim.placed import Located
 from fxslim.plan import PruningPlan
 from fxslim.planning import plan as make_plan
 from fxslim.sites import AttentionSite, Site, Unit
 
-__all__ = ["Decisions", "Following", "OneByOne"]
+__all__ = ["AtFirstSight", "Decisions", "Following"]
 
 Weights = Mapping[str, torch.Tensor]
 """The parameters and buffers that a piece is called with, by the names that it has for them."""
@@ -34,7 +39,8 @@ class Following:
 
     Attributes:
         plan: names the sites of the model.
-        model: whose names the plan uses, where the piece is that of a submodule.
+        model: whose names the plan uses, where the piece is that of a submodule; where absent, the
+            module whose call is being compiled.
         followed: the sites that were seen.
     """
 
@@ -48,26 +54,25 @@ class Following:
         Raises:
             PlanError: it does not say what an attention keeps, or reads one's weights without it.
         """
-        names = {site.name: self._in_model(site, weights) for site in located.every_site}
+        table = self._names()
         kept = {}
         for site in located.every_site:
-            name = names[site.name]
+            name = _in_model(site, weights, table)
             if name in self.plan.kept:
                 kept[site.name] = self.plan.kept[name]
                 self.followed.add(name)
             elif site.prunable and isinstance(site, AttentionSite):
                 raise PlanError(
                     f"the plan does not say what {name!r} keeps; it names: "
-                    f"{', '.join(self.plan.kept) or 'no site'}. Where the graph breaks, a name is "
-                    "that below the submodule; pass model=... to have those of the model"
+                    f"{', '.join(self.plan.kept) or 'no site'}. Where a function is compiled and "
+                    "its graph breaks, a name is that below the submodule; pass model=... to have "
+                    "those of the model"
                 )
-        self._check_whole(weights)
+        self._check_whole([table.get(id(w), name) for name, w in weights.items() if w.ndim > 1])
         return PruningPlan(kept, self.plan.sparsity)
 
-    def _check_whole(self, weights: Weights) -> None:
+    def _check_whole(self, matrices: Sequence[str]) -> None:
         """Refuse to read matrices of a site that was not seen: it is cut in two."""
-        table = self._names()
-        matrices = [table.get(id(w), name) for name, w in weights.items() if w.ndim > 1]
         for site in self.plan.kept.keys() - self.followed:
             reads = [name for name in matrices if name.startswith(f"{site}.")]
             if reads:
@@ -76,21 +81,22 @@ class Following:
                     "names: a graph break cuts it in two (torch._dynamo.explain says where)"
                 )
 
-    def _in_model(self, site: Site, weights: Weights) -> str:
-        """The name that a site has in the model, by those of its weights."""
-        if self.model is None:
-            return site.name
-        own = [p.weight for p in site.projections]
-        table = self._names()
-        for name in own:
-            full = table.get(id(weights[name]), "")
-            if full.endswith(f".{name}"):
-                above = full.removesuffix(name)
-                return above[:-1] if _is_unnamed(site, own) else above + site.name
-        return site.name
-
     def _names(self) -> dict[int, str]:
-        return {} if self.model is None else {id(t): name for name, t in _named(self.model)}
+        """The names that the model has for its parameters and buffers."""
+        call = running_call() if self.model is None else None
+        model = self.model if call is None else call.model
+        return {} if model is None else {id(t): name for name, t in _named(model)}
+
+
+def _in_model(site: Site, weights: Weights, table: Mapping[int, str]) -> str:
+    """The name that a site has in the model, by those of its weights."""
+    own = [p.weight for p in site.projections]
+    for name in own:
+        full = table.get(id(weights[name]), "")
+        if full.endswith(f".{name}"):
+            above = full.removesuffix(name)
+            return above[:-1] if _is_unnamed(site, own) else above + site.name
+    return site.name
 
 
 def _is_unnamed(site: Site, weights: Sequence[str]) -> bool:
@@ -104,11 +110,15 @@ def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 @dataclass(frozen=True)
-class OneByOne:
-    """Removes the same share of every attention, by a criterion that needs its weights alone.
+class AtFirstSight:
+    """Plans for the whole model when the first of its graphs arrives, by weights alone.
 
-    What was decided is remembered as long as the weights live, so it stays the same however
-    often a piece is compiled, and whichever piece an attention is met in.
+    The model is the module whose call is being compiled; it is captured with the inputs of that
+    call, unless the graph is all of it.  Where there is none (a function is compiled) or it cannot
+    be captured, the attentions of a graph are planned for by themselves.
+
+    What was decided is remembered as long as the weights live, so it stays the same however often a
+    piece is compiled, and whichever piece an attention is met in.
     """
 
     sparsity: float
@@ -116,42 +126,58 @@ class OneByOne:
     unit: Unit
     min_heads: int
     remembered: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
+    met: WeakSet[nn.Module] = field(default_factory=WeakSet)
 
     def __call__(self, located: Located, weights: Weights) -> PruningPlan:
         """The heads that stay."""
-        kept: dict[str, list[int]] = {}
-        undecided = [site for site in located.sites if site.prunable]
-        by_name = {site.name: site for site in undecided}
-        scores: Mapping[str, torch.Tensor] = {}
-        for site in undecided:
-            if site.name in kept:
-                continue
-            together = [site, *(by_name[name] for name in site.coupled)]
-            if any(self._memory(s, weights) is None for s in together):
-                scores = scores or self._score(located)
-                self._remember(together, scores, weights)
-            kept |= {s.name: self._memory(s, weights) for s in together}  # type: ignore[misc]
+        if self._undecided(located.sites, weights):
+            self._decide_for_the_model(weights)
+        if self._undecided(located.sites, weights):
+            program = located.axis_map.program
+            masked = InsertHeadMasks(located)(program).graph_module
+            self._decide(located.sites, score(masked, self.criterion), weights)
+        prunable = (site for site in located.sites if site.prunable)
+        kept = {site.name: self._memory(site, weights) or [] for site in prunable}
         return PruningPlan.of(kept, located.sites)
 
-    def _score(self, located: Located) -> Mapping[str, torch.Tensor]:
-        masked = InsertHeadMasks(located)(located.axis_map.program).graph_module
-        return score(masked, self.criterion)
+    def _decide_for_the_model(self, weights: Weights) -> None:
+        """Decide for all attentions of the model that is running, unless that was done before."""
+        call = running_call()
+        if call is None or call.model in self.met:
+            return
+        self.met.add(call.model)
+        read = set(map(id, weights.values()))
+        if all(id(parameter) in read for parameter in call.model.parameters()):
+            return  # the graph is the model
+        try:
+            program = call.captured()
+        except CaptureError as error:
+            warnings.warn(
+                "fxslim.backend: the attentions of each graph are compared with each other only, "
+                f"because the model could not be captured: {error}",
+                stacklevel=4,
+            )
+            return
+        sites = find_attention(program, unit=self.unit)
+        if any(site.prunable for site in sites):
+            scores = score(insert_head_masks(program, sites), self.criterion)
+            outputs = [p.weight for site in sites for p in site.output]
+            self._decide(sites, scores, {name: attribute(program, name) for name in outputs})
 
-    def _remember(
+    def _undecided(self, sites: Sequence[AttentionSite], weights: Weights) -> list[AttentionSite]:
+        """The prunable sites of which nothing is remembered, and those that go with them."""
+        new = {s.name for s in sites if s.prunable and self._memory(s, weights) is None}
+        return [s for s in sites if s.prunable and not new.isdisjoint({s.name, *s.coupled})]
+
+    def _decide(
         self,
         sites: Sequence[AttentionSite],
         scores: Mapping[str, torch.Tensor],
         weights: Weights,
     ) -> None:
-        made = make_plan(
-            scores,
-            sites,
-            self.sparsity,
-            scope="local",
-            unit=self.unit,
-            min_heads=self.min_heads,
-        )
-        for site in sites:
+        new = self._undecided(sites, weights)
+        made = make_plan(scores, new, self.sparsity, unit=self.unit, min_heads=self.min_heads)
+        for site in new:
             weight, place = _key(site, weights)
             known: dict[Any, list[int]] = self.remembered.setdefault(weight, {})  # type: ignore[no-untyped-call]
             known[place] = made.kept[site.name]

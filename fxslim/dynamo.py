@@ -8,6 +8,7 @@ under the names that they have below the module whose frame was compiled.
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +16,58 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._guards import TracingContext, tracing
+from torch._dynamo.eval_frame import OptimizedModule
+from torch._guards import TracingContext, compile_context, tracing
 
 from fxslim.exporting import decompositions
 from fxslim.graph import attribute
+from fxslim.partial import Call, captured_call
 from fxslim.program import Program
 from fxslim.tidying import tidy
 
-__all__ = ["Traced", "trace"]
+__all__ = ["RunningCall", "Traced", "running_call", "trace"]
 
 _WEIGHT = re.compile(r"_(parameters|buffers)('])?\[[^]]*\]$")
 _CONTAINERS = {"__dict__", "_buffers", "_modules", "_parameters"}
 """Where modules hold what is read of them: steps of a source that are no part of a name."""
+
+
+@dataclass(frozen=True)
+class RunningCall:
+    """The call of a module that `torch.compile` is compiling a piece of."""
+
+    model: nn.Module
+    call: Call
+
+    def captured(self) -> nn.Module:
+        """The model as a program, or with programs in it.
+
+        Raises:
+            CaptureError: neither the model nor any submodule with a prunable attention exports.
+        """
+        with tracing(None), compile_context(None):  # what export notes there would be guarded
+            return captured_call(self.model, self.call)
+
+
+def running_call() -> RunningCall | None:
+    """What was given to `torch.compile`, as it is called now; None where that is a function.
+
+    A backend is told of a graph only.  The call that led to it is on the stack: that of
+    ``torch.compile(model)`` or that of a model after ``model.compile()``, the innermost of them.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is nn.Module._wrapped_call_impl.__code__:
+            module, call = (
+                frame.f_locals["self"],
+                (frame.f_locals["args"], frame.f_locals["kwargs"]),
+            )
+            if isinstance(module, OptimizedModule):
+                return RunningCall(module._orig_mod, call)
+            if module._compiled_call_impl is not None:
+                return RunningCall(module, call)
+        frame = frame.f_back
+    return None
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxslim.capture import as_program, capture_call, without_cache
+from fxslim.capture import capture_call, check_model, is_program, without_cache
 from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.locate import locate
 from fxslim.parts import meta_of, with_parts
 
-__all__ = ["capture_parts", "captured"]
+__all__ = ["Call", "capture_parts", "captured", "captured_call"]
 
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""The positional and the keyword arguments of a call."""
 
 
 def captured(
@@ -32,17 +33,23 @@ def captured(
         TypeError, ValueError: as `fxslim.capture`.
         CaptureError: neither the model nor any submodule with a prunable attention exports.
     """
-    if "parts" in meta_of(model):
+    if "parts" in meta_of(model) or is_program(model):
         return model
+    check_model(model)
+    given = example_inputs if example_inputs is not None else example_inputs_for(model)
+    return captured_call(model, as_inputs(given), dynamic=dynamic)
+
+
+def captured_call(model: nn.Module, call: Call, *, dynamic: bool = True) -> nn.Module:
+    """What a call of `model` does, as a program or with programs in it; see `captured`."""
     try:
-        return as_program(model, example_inputs, dynamic=dynamic)
+        return capture_call(model, *call, dynamic=dynamic)
     except CaptureError as error:
-        given = example_inputs if example_inputs is not None else example_inputs_for(model)
-        return capture_parts(model, as_inputs(given), error, dynamic=dynamic)
+        return capture_parts(model, call, error, dynamic=dynamic)
 
 
 def capture_parts(
-    model: nn.Module, call: _Call, reason: CaptureError, *, dynamic: bool
+    model: nn.Module, call: Call, reason: CaptureError, *, dynamic: bool
 ) -> nn.Module:
     """A copy of `model` with programs in place of the largest submodules that export.
 
@@ -81,20 +88,20 @@ def capture_parts(
     note = f"{name} does not export as a whole; captured in parts: {', '.join(parts)}\n{reason}"
     host = with_parts(model, parts)
     host.meta = {"parts": tuple(parts), "capture": (note,), "example_inputs": call}  # type: ignore[assignment]
-    warnings.warn(f"fxslim: {note}", stacklevel=4)
+    warnings.warn(f"fxslim: {note}", stacklevel=5)
     return host
 
 
-def _run(model: nn.Module, call: _Call) -> Any:
+def _run(model: nn.Module, call: Call) -> Any:
     """What the model makes of copies of the inputs, without a cache, from one random seed."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, call)
     torch.manual_seed(0)
     return without_cache(model, kwargs)(*args, **kwargs)
 
 
-def _recorded(model: nn.Module, call: _Call) -> tuple[dict[str, _Call], Any]:
+def _recorded(model: nn.Module, call: Call) -> tuple[dict[str, Call], Any]:
     """The arguments of the first call of each submodule, and the model's output."""
-    calls: dict[str, _Call] = {}
+    calls: dict[str, Call] = {}
 
     def record(path: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         if path not in calls:
@@ -113,7 +120,7 @@ def _recorded(model: nn.Module, call: _Call) -> tuple[dict[str, _Call], Any]:
 
 
 def _program_of(
-    module: nn.Module, path: str, call: _Call | None, *, dynamic: bool
+    module: nn.Module, path: str, call: Call | None, *, dynamic: bool
 ) -> fx.GraphModule | None:
     """The submodule as a program, if it is called, exports, and has attention to prune."""
     tensors = [t for t in pytree.tree_leaves(call) if isinstance(t, torch.Tensor)]
@@ -129,7 +136,7 @@ def _program_of(
     return program if any(site.prunable for site in locate(program).sites) else None
 
 
-def _does_the_same(model: nn.Module, part: nn.Module, call: _Call, expected: Any) -> bool:
+def _does_the_same(model: nn.Module, part: nn.Module, call: Call, expected: Any) -> bool:
     """Whether the model calls the program, and computes what it did before."""
     called: list[bool] = []
     hook = part.register_forward_hook(lambda *_: called.append(True))

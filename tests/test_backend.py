@@ -80,11 +80,12 @@ def test_the_entry_point_is_the_backend():
 def test_by_name_with_options():
     model, inner = two_layers(), Counting()
     slim = torch.compile(model, backend="fxslim", options={"sparsity": 0.5, "inner": inner})
-    backend = fxslim.backend(sparsity=0.5, inner="eager")
+    planned = fxslim.compile(model, 0.5, example())
     for x in (example(), example(2, 7)):
-        torch.testing.assert_close(slim(x), torch.compile(model, backend=backend)(x))
+        torch.testing.assert_close(slim(x), planned(x))
         assert not torch.allclose(slim(x), model(x))
-    assert (4, 6) in inner.weights()
+    narrow = {tuple(p.shape) for name, p in planned.named_parameters() if "q.weight" in name}
+    assert narrow <= set(inner.weights())
 
 
 @torch.no_grad()
@@ -239,30 +240,97 @@ def test_a_plan_of_the_whole_model_reaches_the_pieces():
     model = Broken(3).eval()
     kept = {"layers.0.attention": [0], "layers.1.attention": [1, 2], "layers.2.attention": [1, 2]}
     plan = fxslim.PruningPlan(kept, 7 / 12)
-    backend = fxslim.backend(plan=plan, model=model, inner="eager")
+    backend = fxslim.backend(plan=plan, inner="eager")
     slim, expected = torch.compile(model, backend=backend), masked_by(whole(model), kept)
     for x in (example(), example(2, 7)):
         torch.testing.assert_close(slim(x), expected(x))
     assert backend.decide.followed == kept.keys()
 
 
-@torch.no_grad()
-def test_a_model_that_is_given_is_planned_for_as_a_whole():
+def unequal(layers=3):
     """The heads of one layer are the least of all: by itself, each layer would lose as many."""
-    model, x = Broken(3).eval(), example()
+    model = Broken(layers).eval()
     for parameter in model.layers[1].attention.parameters():
         parameter.mul_(1e-3)
-    options = {"sparsity": 0.25, "criterion": "magnitude"}
-    slim = torch.compile(model, backend=fxslim.backend(model=model, inner="eager", **options))
+    return model
+
+
+def compiled(model, how, **options):
+    """The model behind the backend, by each of the ways that there are."""
+    options |= {"sparsity": 0.25, "criterion": "magnitude"}
+    if how == "by name":
+        return torch.compile(model, backend="fxslim", options=options | {"inner": "eager"})
+    if how == "model":
+        return torch.compile(model, backend=fxslim.backend(model=model, inner="eager", **options))
+    backend = fxslim.backend(inner="eager", **options)
+    if how == "method":
+        model.compile(backend=backend)
+        return model
+    return torch.compile(lambda x: model(x), backend=backend)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["by name", "model", "method"])
+def test_the_whole_model_is_planned_for_though_its_graph_breaks(how):
+    model, x = unequal(), example()
     planned = fxslim.compile(whole(model), 0.25, x, criterion="magnitude")
     assert [len(kept) for kept in planned.meta["fxslim"].plan.kept.values()] == [4, 1, 4]
+    slim = compiled(model, how)
+    for inputs in (x, example(2, 7), example(4, 9)):
+        torch.testing.assert_close(slim(inputs), planned(inputs))
+
+
+@torch.no_grad()
+def test_the_graphs_of_a_function_are_planned_for_one_by_one():
+    model, x = unequal(), example()
+    by_layer = fxslim.compile(whole(model), 0.25, x, criterion="magnitude", scope="local")
+    torch.testing.assert_close(compiled(model, "function")(x), by_layer(x))
+
+
+class Guarded(nn.Module):
+    """Layers that are called if the values of the input say so."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x):
+        return x if x.sum() > 1e6 else self.inner(x)
+
+
+@torch.no_grad()
+def test_a_model_that_is_captured_in_parts_is_planned_for_as_a_whole():
+    model, x = Guarded(unequal()), example()
+    slim = compiled(model, "by name")
+    with pytest.warns(UserWarning, match="Guarded does not export as a whole; captured in parts"):
+        slim(x)
+    planned = fxslim.compile(whole(model.inner), 0.25, x, criterion="magnitude")
     torch.testing.assert_close(slim(x), planned(x))
+
+
+class Unexported(Attention):
+    """What it does depends on the values of its input."""
+
+    def forward(self, x):
+        return x if x.sum() > 1e6 else super().forward(x)
+
+
+@torch.no_grad()
+def test_a_model_that_cannot_be_captured_is_planned_for_graph_by_graph():
+    model, x = Residual(a=Unexported(), b=Unexported()).eval(), example()
+    slim = torch.compile(model, backend=fxslim.backend(sparsity=0.5, inner="eager"))
+    with pytest.warns(UserWarning, match="could not be captured: (?s:.*)torch.export"):
+        slim(x)
+    plain = Residual(a=Attention(), b=Attention()).eval()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(slim(x), fxslim.compile(plain, 0.5, x, scope="local")(x))
 
 
 @torch.no_grad()
 def test_a_piece_whose_names_a_plan_does_not_have_is_an_error():
     plan = fxslim.PruningPlan({"layers.0.attention": [0], "layers.1.attention": [0]}, 0.75)
-    slim = torch.compile(Broken(2), backend=fxslim.backend(plan=plan, inner="eager"))
+    model, backend = Broken(2), fxslim.backend(plan=plan, inner="eager")
+    slim = torch.compile(lambda x: model(x), backend=backend)
     said = "the plan does not say what 'attention' keeps; it names: layers.0.attention, "
     with pytest.raises(Exception, match=re.escape(said)):
         slim(example())
