@@ -19,6 +19,37 @@ Use = tuple[fx.Node, fx.Node]
 """(user, operand): one place where a value is used."""
 
 
+@dataclass(frozen=True)
+class Select:
+    """How an operand is selected from where it is used.
+
+    Attributes:
+        along: a dimension that is one axis there, whatever its factors.
+        times: how often the operator repeats each of that dimension's positions.
+    """
+
+    along: int | None = None
+    times: int = 1
+
+    def of(self, dims: Dims) -> Selected:
+        """The same factors with identities of their own; along the dimension, one for all."""
+        seen = (
+            fresh(size(dim) * self.times)
+            if d == self.along
+            else tuple(Axis(axis.size) for axis in resolve(dim))
+            for d, dim in enumerate(dims)
+        )
+        return Selected(tuple(seen), self)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The dims of an operand as a use sees them that selects from it."""
+
+    dims: Dims
+    how: Select
+
+
 @dataclass
 class AxisMap:
     """What every dimension is made of.
@@ -26,15 +57,15 @@ class AxisMap:
     Attributes:
         dims: for each node, the dims of each of its tensor results.
         contractions: for each node that sums over axes, the operands and factors it sums over.
-        selected: for each use at which heads are selected rather than shared, the operand's dims
-            as that use sees them.
+        selected: for each use at which heads are selected rather than shared, what is selected from
+            there.
         unruled: nodes whose operator has no rule, or whose rule did not fit.
     """
 
     program: fx.GraphModule
     dims: dict[fx.Node, list[Dims]] = field(default_factory=dict)
     contractions: dict[fx.Node, list[Contraction]] = field(default_factory=dict)
-    selected: dict[Use, Dims] = field(default_factory=dict)
+    selected: dict[Use, Selected] = field(default_factory=dict)
     unruled: list[fx.Node] = field(default_factory=list)
 
     def of(self, node: fx.Node) -> Dims:
@@ -43,7 +74,8 @@ class AxisMap:
 
     def seen_by(self, user: fx.Node, operand: fx.Node) -> Dims:
         """The dims of `operand` as `user` sees them."""
-        return self.selected.get((user, operand)) or self.of(operand)
+        selected = self.selected.get((user, operand))
+        return self.of(operand) if selected is None else selected.dims
 
     def axes(self, node: fx.Node) -> set[Axis]:
         """The axes, leaves and sums, that any result of `node` carries."""
@@ -58,7 +90,7 @@ class AxisMap:
                 copy[node]: [replace(c, operand=copy[c.operand]) for c in contractions]
                 for node, contractions in self.contractions.items()
             },
-            {(copy[user], copy[node]): dims for (user, node), dims in self.selected.items()},
+            {(copy[user], copy[node]): found for (user, node), found in self.selected.items()},
             [copy[node] for node in self.unruled],
         )
 
@@ -79,11 +111,11 @@ def _results(node: fx.Node) -> list[torch.Tensor]:
     return [v for v in values if isinstance(v, torch.Tensor)]
 
 
-def analyse(program: fx.GraphModule, select_at: Mapping[Use, int | None] | None = None) -> AxisMap:
+def analyse(program: fx.GraphModule, select_at: Mapping[Use, Select] | None = None) -> AxisMap:
     """Walk `program` once and return its axis map.
 
     At the uses in `select_at` the operand shares no axis with its other uses: narrowing selects
-    from it there.  One of its dimensions may be named: it is one axis then, whatever its factors.
+    from it there.
 
     Raises:
         TypeError, ValueError: `program` is not what `fxslim.capture` returns.
@@ -91,12 +123,12 @@ def analyse(program: fx.GraphModule, select_at: Mapping[Use, int | None] | None 
     _check_captured(program)
     axis_map = AxisMap(program)
     tensors: dict[int, list[Dims]] = {}
-    operands: dict[fx.Node, dict[fx.Node, int | None]] = {}
-    for (user, operand), whole in (select_at or {}).items():
-        operands.setdefault(user, {})[operand] = whole
+    operands: dict[fx.Node, dict[fx.Node, Select]] = {}
+    for (user, operand), select in (select_at or {}).items():
+        operands.setdefault(user, {})[operand] = select
     for node in program.graph.nodes:
-        for operand, whole in operands.get(node, {}).items():
-            axis_map.selected[node, operand] = _copy(axis_map.of(operand), whole)
+        for operand, select in operands.get(node, {}).items():
+            axis_map.selected[node, operand] = select.of(axis_map.of(operand))
             for dim in axis_map.of(operand):
                 block(dim, Block("selects from it as a whole", node.name))
         if node.op == "get_attr" and graph.is_tensor(node):
@@ -124,14 +156,6 @@ def _check_captured(program: fx.GraphModule) -> None:
                 f"the graph of {type(program).__name__} is no captured program: {node.name} has no "
                 "shape; fxslim.capture(module, example_inputs) makes it one"
             )
-
-
-def _copy(dims: Dims, whole: int | None) -> Dims:
-    """The same factors with identities of their own; of dimension `whole`, one for all of them."""
-    return tuple(
-        fresh(size(dim)) if d == whole else tuple(Axis(axis.size) for axis in resolve(dim))
-        for d, dim in enumerate(dims)
-    )
 
 
 def _fresh_results(node: fx.Node, blocked: Block | None) -> list[Dims]:

@@ -33,7 +33,7 @@ def heads_selected(axis_map: AxisMap, weights: Weights, parts: Operands) -> set[
     Values that are selected from have the heads of the scores; those must come from the query.
     """
     uses = (*parts.uses["query"], *parts.uses["key"])
-    dims = (dim for use in uses for dim in axis_map.selected.get(use, ()))
+    dims = (dim for use in uses if use in axis_map.selected for dim in axis_map.selected[use].dims)
     found = weights.picked.union(leaf for dim in dims for leaf in leaves(dim))
     free = {leaf for leaf in found if not leaf.block}
     return free & set(leaves(parts.probabilities)) - parts.keys

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import fx, nn
 
-from fxslim.analysis import Use, analyse
+from fxslim.analysis import Select, Use, analyse
 from fxslim.axes import Axis
 from fxslim.cores import Core, find_cores
 from fxslim.feed_forward import find_blocks
@@ -73,16 +73,16 @@ def locate(program: fx.GraphModule, *, unit: Unit = "group", feed_forward: bool 
 
 def _attentions(program: fx.GraphModule, unit: Unit) -> tuple[Located, list[Core]]:
     """Every attention, selecting from shared side operands where sites would be coupled."""
-    select_at: dict[Use, int | None] = {}
+    select_at: dict[Use, Select] = {}
     located, cores = _located(program, select_at)
     if not all(site.prunable for site in located.sites):
         located, cores = _freed(program, located, cores, select_at)
     if unit != "any":
         return located, cores
     places = {
-        use: dimension
+        use: select
         for attention in located.attentions
-        for use, dimension in repeated(located.axis_map, attention, cores).items()
+        for use, select in repeated(located.axis_map, attention, cores).items()
     }
     if not places:
         return located, cores
@@ -92,7 +92,7 @@ def _attentions(program: fx.GraphModule, unit: Unit) -> tuple[Located, list[Core
 
 
 def _freed(
-    program: fx.GraphModule, located: Located, cores: list[Core], select_at: dict[Use, int | None]
+    program: fx.GraphModule, located: Located, cores: list[Core], select_at: dict[Use, Select]
 ) -> tuple[Located, list[Core]]:
     """The attentions, with those freed that need only select what something else reads, too.
 
@@ -105,7 +105,9 @@ def _freed(
     freed, partly = dict[str, set[Use]](), dict[str, set[Use]]()
     for roles in ROLES if refused else ():
         uses = {n: operands_of(cores, roles, {n}) for n in refused - freed.keys()} | freed
-        trial, _ = _located(program, select_at | dict.fromkeys(set().union(*uses.values())))
+        trial, _ = _located(
+            program, select_at | dict.fromkeys(set().union(*uses.values()), Select())
+        )
         for attention in trial.attentions:
             names = refused.intersection(attention.site.cores) if attention.site.prunable else ()
             blocked = any(axis.block for head in attention.heads for axis in head)
@@ -115,7 +117,7 @@ def _freed(
             break
     if not freed and not partly:
         return located, cores
-    select_at.update(dict.fromkeys(set().union(*(partly | freed).values())))
+    select_at.update(dict.fromkeys(set().union(*(partly | freed).values()), Select()))
     before = {attention.site.cores: attention.site for attention in located.attentions}
     result, cores = _located(program, select_at)
     attentions = (_as_projected(a, before.get(a.site.cores)) for a in result.attentions)
@@ -139,9 +141,7 @@ def _as_projected(attention: Attention, before: AttentionSite | None) -> Attenti
     return replace(attention, site=site)
 
 
-def _located(
-    program: fx.GraphModule, select_at: dict[Use, int | None]
-) -> tuple[Located, list[Core]]:
+def _located(program: fx.GraphModule, select_at: dict[Use, Select]) -> tuple[Located, list[Core]]:
     """The attentions, and their cores; `select_at` gets the uses that sites have to select at."""
     while True:
         axis_map = analyse(program, select_at)
@@ -150,7 +150,7 @@ def _located(
         new = side_operands(axis_map, cores) - select_at.keys()
         if not new:
             break
-        select_at.update(dict.fromkeys(new))
+        select_at.update(dict.fromkeys(new, Select()))
     groups = _by_output(cores)
     attentions = [SiteBuilder(axis_map, weights, group, cores).build() for group in groups]
     return Located(axis_map, tuple(_couple(_number(attentions)))), cores

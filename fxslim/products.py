@@ -14,6 +14,7 @@ __all__ = [
     "batch_norm",
     "channelwise",
     "convolution",
+    "distances",
     "einsum",
     "grid_sampler",
     "group_norm",
@@ -37,6 +38,16 @@ def matmul(call: Call) -> list[Dims]:
     """`torch.matmul`: vectors, matrices, and stacks of them."""
     a, b = (len(call.operand(node)) == 1 for node in call.tensors())
     return _MATMUL[a, b](call)
+
+
+def distances(call: Call) -> list[Dims]:
+    """`torch.cdist`: how far the rows of two matrices are from each other."""
+    found = _DISTANCES(call)
+    call.reads(call.dims("x1")[-1], "measures distances over all of it")
+    return found
+
+
+_DISTANCES = Pattern.parse("... m k, ... n k -> ... m n")
 
 
 def einsum(call: Call) -> list[Dims]:

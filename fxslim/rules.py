@@ -106,7 +106,7 @@ RULES: dict[str, Row] = {
     "broadcast_to": _row(views.expand, resize.result_sizes("size")),
     "bucketize": _row(views.first_against_all),
     "cat": _row(pieces.concatenate),
-    "cdist": _row("... m d!, ... n d! -> ... m n"),
+    "cdist": _row(products.distances),
     "chunk": _SPLIT,
     "clone": _FIRST,
     "complex": _SAME,

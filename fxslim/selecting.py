@@ -9,7 +9,8 @@ from collections.abc import Container, Iterable, Sequence
 
 from torch import fx
 
-from fxslim.analysis import AxisMap, Use
+from fxslim import graph
+from fxslim.analysis import AxisMap, Select, Use
 from fxslim.axes import Axis, leaves, resolve
 from fxslim.calls import Contraction
 from fxslim.cores import Core
@@ -94,21 +95,24 @@ def read_beside(core: Core) -> bool:
     return readers.isdisjoint(node.name for node in before if node not in returned)
 
 
-def repeated(
-    axis_map: AxisMap, attention: Attention, cores: Sequence[Core]
-) -> dict[Use, int | None]:
-    """Where keys and values are used that are repeated for every query head, and along what."""
+def repeated(axis_map: AxisMap, attention: Attention, cores: Sequence[Core]) -> dict[Use, Select]:
+    """Where keys and values are used that are repeated for every query head, and along what.
+
+    They are repeated by operators before that use, or by the attention itself.
+    """
     if attention.within is None:
         return {}
-    heads = {attention.units[0], attention.within}
-    found: dict[Use, int | None] = {}
+    group, within = attention.units[0], attention.within
+    found: dict[Use, Select] = {}
     for core in cores:
         if core.node.name not in attention.site.cores:
             continue
         for user, operand in (*core.uses["key"], *core.uses["value"]):
-            dims = enumerate(axis_map.seen_by(user, operand))
-            place = next((d for d, dim in dims if set(resolve(dim)) == heads), None)
-            if place is None:
+            own = [set(resolve(dim)) for dim in axis_map.seen_by(user, operand)]
+            if {group, within} in own:
+                found[user, operand] = Select(own.index({group, within}))
+            elif {group} in own and graph.arguments(user).get("enable_gqa"):
+                found[user, operand] = Select(own.index({group}), times=within.size)
+            else:
                 return {}  # the query heads of a group have a dimension of their own
-            found[user, operand] = place
     return found

@@ -52,7 +52,8 @@ class Weights:
         }
         self.origins: dict[Axis, list[Dim]] = {}
         begin = [axis_map.of(n) for n in axis_map.dims if not graph.tensor_inputs(n)]
-        for dim in (dim for dims in (*begin, *axis_map.selected.values()) for dim in dims):
+        begin += [selected.dims for selected in axis_map.selected.values()]
+        for dim in (dim for dims in begin for dim in dims):
             for leaf in dict.fromkeys(leaves(dim)):
                 self.origins.setdefault(leaf, []).append(dim)
 

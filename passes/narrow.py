@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxslim import graph
-from fxslim.analysis import AxisMap
+from fxslim.analysis import AxisMap, Select
 from fxslim.axes import Axis, leaves, size
 from fxslim.calls import Dims
 from fxslim.passes.base import (
@@ -28,6 +28,8 @@ from fxslim.program import copy_program
 from fxslim.rules import row_for
 
 __all__ = ["Narrow", "Selections", "select", "selections_of"]
+
+_AS_IT_IS = Select()
 
 Selections = tuple[tuple[int, torch.Tensor], ...]
 """Dimensions of a tensor, each with a LongTensor of the positions that stay."""
@@ -96,15 +98,19 @@ class Narrow(GraphPass):
 
     def _select_at(self, axes: AxisMap, user: fx.Node, operand: fx.Node) -> None:
         """Select from an operand that stays as wide as it is, where it is used."""
-        dims = axes.selected[user, operand]
-        if self._narrows(dims):
-            user.replace_input_with(operand, self._select(operand, dims, before=user))
+        selected = axes.selected[user, operand]
+        if self._narrows(selected.dims):
+            picked = self._select(operand, selected.dims, before=user, how=selected.how)
+            user.replace_input_with(operand, picked)
 
     def _narrows(self, dims: Dims) -> bool:
         return any(leaf in self.keep for dim in dims for leaf in leaves(dim))
 
-    def _select(self, node: fx.Node, dims: Dims, *, before: fx.Node) -> fx.Node:
+    def _select(
+        self, node: fx.Node, dims: Dims, *, before: fx.Node, how: Select = _AS_IT_IS
+    ) -> fx.Node:
         """Insert calls that index-select `node` along each dimension that narrows."""
+        repeated = dims[how.along] if how.along is not None else None
         select, device = torch.ops.aten.index_select.default, node.meta["val"].device
         with before.graph.inserting_before(before):
             isolated = isolate(node, dims, self.keep)
@@ -112,6 +118,8 @@ class Narrow(GraphPass):
             for position, dim in enumerate(isolated.dims):
                 if self._narrows((dim,)):
                     kept = torch.tensor(kept_positions(dim, self.keep), device=device)
+                    if dim is repeated:
+                        kept = kept // how.times
                     index = graph.add_constant(before, kept.long())
                     result = before.graph.call_function(select, (result, position, index))
             return isolated.merged(result)

@@ -461,7 +461,7 @@ SAMPLES = [
     sample(
         "a b+, a c+, d b+ c+, d -> a d", aten.bilinear.default, x(2, 3), x(2, 4), x(5, 3, 4), x(5)
     ),
-    sample("a b c!, a d c! -> a b d", aten.cdist.default, x(2, 3, 5), x(2, 4, 5)),
+    sample("a b c!+, a d c!+ -> a b d", aten.cdist.default, x(2, 3, 5), x(2, 4, 5)),
     sample(
         "a! b! c!, d! e! f! -> g! h! i!",
         aten._grouped_mm.default,

@@ -248,6 +248,18 @@ def test_a_batch_that_learned_queries_are_expanded_to_is_no_head_axis():
     assert (attention.kind, attention.num_heads, attention.num_kv_heads) == ("mqa", 2, 1)
 
 
+def test_scores_may_be_distances():
+    class Distances(Attention):
+        def context(self, x):
+            q, k, v = self.heads(x)
+            return merge((-torch.cdist(q, k).square()).softmax(-1) @ v)
+
+    program = fxslim.capture(Distances(), example())
+    (found,) = fxslim.find_attention(program)
+    assert (found.prunable, found.num_heads, found.head_dim) == (True, HEADS, HEAD_DIM)
+    assert fxslim.compile(program, 0.5).meta["fxslim"].max_difference < 1e-6
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_channels_that_are_attended_to_are_no_heads(dynamic):
     """Cross-covariance attention: the scores are of channels with channels, summed over length."""
