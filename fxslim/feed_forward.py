@@ -180,6 +180,7 @@ class _Block:
                 for position, dim in enumerate(self.axis_map.of(source)):
                     if self.channels in set(leaves(dim)):
                         index = positions_along(heads, [self.channels], dim)
+                        assert index is not None  # one axis: as many positions for each channel
                         own = Projection(name, bias and full_name(program, bias), position, index)
                         found.setdefault(name, own)
         return tuple(found.values())

@@ -169,18 +169,30 @@ def _as_grouped(single: Attention, grouped: Attention) -> Attention:
 
 
 def _by_output(cores: Sequence[Core]) -> list[list[Core]]:
-    """Cores whose contexts end in the same output projection are one attention."""
+    """Cores that end in the same output projection are one attention, if their heads are related.
+
+    Two attentions whose contexts lie side by side before one projection have heads of their own.
+    """
     groups: list[list[Core]] = []
-    place: dict[fx.Node, list[Core]] = {}
+    place: dict[fx.Node, list[list[Core]]] = {}
     for core in cores:
-        found = next((place[node] for node, _ in core.ends if node in place), None)
+        beside = (group for node, _ in core.ends for group in place.get(node, ()))
+        found = next((g for g in beside if any(_akin(core, c) for c in g)), None)
         if found is None:
             found = []
             groups.append(found)
         found.append(core)
         for node, _ in core.ends:
-            place[node] = found
+            place.setdefault(node, []).append(found)
     return groups
+
+
+def _akin(core: Core, other: Core) -> bool:
+    """Whether two cores share a head axis, or the queries of both come from one weight."""
+    if not set(core.heads).isdisjoint(other.heads):
+        return True
+    ours, theirs = ({w.target for w in c.weights} for c in (core, other))
+    return not ours.isdisjoint(theirs)
 
 
 def _number(attentions: Sequence[Attention]) -> list[Attention]:

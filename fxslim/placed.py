@@ -103,8 +103,11 @@ def positions_along(
     carried: Sequence[Axis],
     dim: Dim,
     without: Sequence[Axis] = (),
-) -> torch.Tensor:
-    """(heads, positions per head) of `dim`; heads that `carried` does not tell apart are one."""
+) -> torch.Tensor | None:
+    """(heads, positions per head) of `dim`; heads that `carried` does not tell apart are one.
+
+    None where some heads have fewer positions than others.
+    """
     rows: dict[tuple[int, ...], list[int]] = {}
     for head in heads:
         rows.setdefault(tuple(head.get(leaf, -1) for leaf in carried), [])
@@ -116,5 +119,6 @@ def positions_along(
         if coordinate in rows and position in free:
             rows[coordinate].append(position)
     width = min(len(row) for row in rows.values())
-    assert all(len(row) == width for row in rows.values())
+    if any(len(row) != width for row in rows.values()):
+        return None
     return torch.tensor(list(rows.values()), dtype=torch.long).reshape(len(rows), width)

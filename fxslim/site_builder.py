@@ -32,19 +32,20 @@ class SiteBuilder:
         self.all_cores = all_cores
         self.leaves = list(dict.fromkeys(leaf for core in cores for leaf in core.heads))
         self.heads = self._heads()
+        self.partial: list[fx.Node] = []
         ends = {(node, c.operand, c.dimension): c for core in cores for node, c in core.ends}
         self.ends = tuple((node, c) for (node, _, _), c in ends.items())
 
     def build(self) -> Attention:
         """The site, prunable or with the reason why not."""
+        query, key = self._projections("query"), self._projections("key")
+        value, output = self._projections("value"), self._outputs()
         reason = self._refusal()
         units = () if reason else tuple(self._unit(head) for head in self.heads)
         within = self._within(units)
         groups: dict[tuple[Axis, int], list[int]] = {}
         for number, (head, axis) in enumerate(zip(self.heads, units, strict=False)):
             groups.setdefault((axis, head[axis]), []).append(number)
-        query, key = self._projections("query"), self._projections("key")
-        value = self._projections("value")
         kv_heads = max([p.index.shape[0] for p in (*key, *value)], default=1)
         num_heads = max(len(self.heads), 1)
         site = AttentionSite(
@@ -57,7 +58,7 @@ class SiteBuilder:
             query=query,
             key=key,
             value=value,
-            output=self._outputs(),
+            output=output,
             unit=tuple(tuple(group) for group in groups.values()),
             uneven=within is not None,
             coupled=(),
@@ -113,6 +114,8 @@ class SiteBuilder:
         for node, contraction in self.ends:
             if self.weights.summed_with(node, contraction) is None:
                 return f"{graph.user_name(node)} sums over the heads without a weight"
+        if self.partial:
+            return f"{self.partial[0].target} has more positions for some heads than for others"
         return self._summed_elsewhere()
 
     def _summed_elsewhere(self) -> str:
@@ -157,6 +160,9 @@ class SiteBuilder:
                 shared = carried if own else _shared(carried, dim)
                 others = [leaf for leaf in carried if leaf not in shared]
                 index = positions_along(self.heads, shared, dim, others)
+                if index is None:
+                    self.partial.append(weight)
+                    continue
                 bias = bias and full_name(self.axis_map.program, bias)
                 yield Projection(
                     full_name(self.axis_map.program, str(weight.target)), bias, position, index

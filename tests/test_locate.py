@@ -92,6 +92,55 @@ def test_a_layer_that_is_called_again_is_numbered_and_coupled():
         assert site.coupled == tuple(name for name in names if name != site.name)
 
 
+def test_attentions_side_by_side_before_one_projection_are_two():
+    class SideBySide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Attention(), Attention(kv_heads=1, core=plain_core)
+            self.o = nn.Linear(2 * 4 * HEAD_DIM, WIDTH)
+
+        def forward(self, x):
+            return self.o(torch.cat([self.a.context(x), self.b.context(x)], -1))
+
+    model = SideBySide()
+    program, x = fxslim.capture(model, example()), example(2, 7)
+    first, second = fxslim.find_attention(program)
+    assert [(s.kind, s.num_heads, s.coupled) for s in (first, second)] == [
+        ("mha", 4, ()),
+        ("mqa", 4, ()),
+    ]
+    kept = {first.name: [0, 2], second.name: [3]}
+    slim = fxslim.narrow(program, fxslim.PruningPlan(kept, 5 / 8))
+    with torch.no_grad():
+        model.o.weight[:, [2, 3, 6, 7, *range(8, 14)]] = 0
+    torch.testing.assert_close(slim(x), model(x))
+
+
+def test_queries_of_two_attentions_may_come_from_one_weight():
+    """It makes some of the heads only for each of them: they select their queries."""
+
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Attention(), Attention(core=plain_core)
+            self.q, self.o = nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+
+        def forward(self, x):
+            contexts = []
+            for own, q in zip((self.a, self.b), self.q(x).chunk(2, -1), strict=True):
+                contexts.append(merge(own.core(split(q), split(own.k(x)), split(own.v(x)))))
+            return self.o(torch.cat(contexts, -1))
+
+    model = Halves()
+    program, x = fxslim.capture(model, example()), example(2, 7)
+    first, second = fxslim.find_attention(program)
+    slim = fxslim.narrow(program, fxslim.PruningPlan({first.name: [0, 2], second.name: [3]}, 5 / 8))
+    assert slim.get_parameter("a.k.weight").shape == (2 * HEAD_DIM, WIDTH)
+    with torch.no_grad():
+        model.o.weight[:, [2, 3, 6, 7, *range(8, 14)]] = 0
+    torch.testing.assert_close(slim(x), model(x))
+
+
 def test_layers_that_share_only_a_bias_table_are_free_of_each_other():
     assert [(site.prunable, site.coupled) for site in found("t5-bias")] == [(True, ())] * 2
 
