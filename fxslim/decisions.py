@@ -9,28 +9,49 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fxslim.compile import insert_head_masks, score
 from fxslim.criteria import Criterion
 from fxslim.dynamo import running_call
 from fxslim.errors import CaptureError, PlanError
-from fxslim.graph import attribute
+from fxslim.graph import attribute, set_attribute
+from fxslim.keeping import keep_of, located_for
 from fxslim.locate import find_attention
-from fxslim.passes import InsertHeadMasks
+from fxslim.passes import InsertHeadMasks, Narrow
+from fxslim.passes.narrow import Selections, selections_of
 from fxslim.placed import Located
-from fxslim.plan import PruningPlan
+from fxslim.plan import PruningPlan, check_plan
 from fxslim.planning import plan as make_plan
 from fxslim.sites import AttentionSite, Site, Unit
 
-__all__ = ["AtFirstSight", "Decisions", "Following"]
+__all__ = ["AtFirstSight", "Decisions", "Following", "narrowed_by"]
 
 Weights = Mapping[str, torch.Tensor]
 """The parameters and buffers that a piece is called with, by the names that it has for them."""
 
 Decisions = Callable[[Located, Weights], PruningPlan]
 """From the attentions of a piece to the heads that they keep."""
+
+
+def narrowed_by(
+    decide: Decisions, located: Located, weights: Weights
+) -> tuple[fx.GraphModule, dict[str, Selections]]:
+    """A piece without the heads that go, and what stays of each of its weights that narrows.
+
+    Raises:
+        PlanError, UnsupportedSite: what was decided does not fit the piece.
+    """
+    program = located.axis_map.program
+    for name, tensor in weights.items():
+        set_attribute(program, name, tensor)
+    plan = decide(located, weights)
+    (located,) = located_for(program, plan).values()
+    check_plan(plan, located.every_site)
+    keep = keep_of(located, plan)
+    slim = Narrow(located.axis_map, keep)(program).graph_module
+    return slim, selections_of(located.axis_map, keep)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,12 @@ import torch
 from torch import fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fxslim.decisions import Decisions
+from fxslim.decisions import Decisions, narrowed_by
 from fxslim.dynamo import Traced
 from fxslim.graph import attribute, set_attribute
-from fxslim.keeping import keep_of, located_for
 from fxslim.lifting import lifted, without_data
-from fxslim.passes.narrow import Narrow, Selections, select, selections_of
+from fxslim.passes.narrow import Selections, select
 from fxslim.placed import Located
-from fxslim.plan import check_plan
 
 __all__ = ["Dispatch"]
 
@@ -74,17 +72,10 @@ class Dispatch:
 
     def _narrow(self, inputs: Sequence[Any]) -> _Narrowed:
         """Decide which heads stay, and narrow the program."""
-        program, weights = self.traced.program, self.traced.tensors(inputs)
+        weights = self.traced.tensors(inputs)
+        slim, narrow = narrowed_by(self.decide, self.located, weights)
         for name, tensor in weights.items():
-            set_attribute(program, name, tensor)
-        plan = self.decide(self.located, weights)
-        (located,) = located_for(program, plan).values()
-        check_plan(plan, located.every_site)
-        keep = keep_of(located, plan)
-        slim = Narrow(located.axis_map, keep)(program).graph_module
-        narrow = selections_of(located.axis_map, keep)
-        for name, tensor in weights.items():
-            set_attribute(program, name, without_data(tensor))
+            set_attribute(self.traced.program, name, without_data(tensor))
         return _Narrowed(slim, self.traced.weights, narrow, self.compile)
 
 

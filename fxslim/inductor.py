@@ -16,14 +16,12 @@ from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from fxslim.decisions import Following
+from fxslim.decisions import Following, narrowed_by
 from fxslim.dynamo import trace
-from fxslim.graph import attribute, set_attribute
-from fxslim.keeping import keep_of, located_for
+from fxslim.graph import attribute
 from fxslim.lifting import lifted, without_data
 from fxslim.locate import locate
-from fxslim.passes.narrow import Narrow, selections_of
-from fxslim.plan import PruningPlan, check_plan
+from fxslim.plan import PruningPlan
 
 __all__ = ["PrunePass"]
 
@@ -58,15 +56,9 @@ class PrunePass(CustomGraphPass):
         traced = trace(module, [_example(place) for place in places])
         program = traced.program
         weights = {name: without_data(attribute(program, name)) for name in traced.weights}
-        for name, tensor in weights.items():
-            set_attribute(program, name, tensor)
-        plan = Following(self.plan)(locate(program, feed_forward=True), weights)
-        (located,) = located_for(program, plan).values()
-        check_plan(plan, located.every_site)
-        keep = keep_of(located, plan)
-        if keep:
-            slim = Narrow(located.axis_map, keep)(program).graph_module
-            narrow = selections_of(located.axis_map, keep)
+        located = locate(program, feed_forward=True)
+        slim, narrow = narrowed_by(Following(self.plan), located, weights)
+        if narrow:
             _replace(graph, lifted(slim, traced.weights, narrow, inside=True))
 
     def uuid(self) -> str:
