@@ -63,7 +63,9 @@ def _brought_in(axis_map: AxisMap, weights: Weights) -> dict[Axis, list[End]]:
             continue  # made of parameters and buffers alone
         for c in contractions:
             if weights.is_weight(c.operand):
-                for leaf in weights.brought_in(node, c) - _axes_of(axis_map, data):
+                brought = weights.brought_in(node, c) - _axes_of(axis_map, data)
+                own = (leaf for dim in axis_map.of(c.operand) for leaf in leaves(dim))
+                for leaf in dict.fromkeys(leaf for leaf in own if leaf in brought):
                     found.setdefault(leaf, []).append((node, c))
     return found
 

@@ -114,6 +114,25 @@ def test_a_gate_is_one_of_the_projections_that_bring_channels_in():
     assert up.index.tolist() == [[n, CHANNELS + n] for n in range(CHANNELS)]
 
 
+def test_blocks_of_one_weight_come_in_the_order_of_its_rows():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(WIDTH, 4 * CHANNELS)
+            self.down = nn.ModuleList(nn.Linear(CHANNELS, WIDTH) for _ in range(4))
+
+        def forward(self, x):
+            channels = self.up(x).sigmoid().chunk(4, -1)
+            for down, own in zip(self.down, channels, strict=True):
+                x = x + down(own)
+            return x
+
+    program = fxslim.capture(Fused(), example())
+    for _ in range(5):
+        names = [site.name for site in fxslim.find_feed_forward(program)]
+        assert names == ["down.0", "down.1", "down.2", "down.3"]
+
+
 def test_a_layer_that_is_called_twice_is_one_block():
     class Twice(nn.Module):
         def __init__(self):
