@@ -180,6 +180,7 @@ RULES: dict[str, Row] = {
     "log_softmax": _SOFTMAX,
     "logcumsumexp": _READ_DIM,
     "logspace": _ENUMERATE,
+    "logsumexp": _row(views.reduce),
     "lstm": _READ_ALL,
     "masked_fill": _SAME,
     "masked_scatter": _READ_ALL,

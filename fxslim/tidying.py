@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxslim.graph import attribute, fixed_size, shape
+from fxslim.graph import arguments, attribute, fixed_size, shape
 from fxslim.program import Program, copy_graph
 
 __all__ = ["tidied", "tidy"]
+
+aten = torch.ops.aten
 
 
 def tidied(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
@@ -33,11 +35,15 @@ def tidied(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
 
 
 def tidy(program: fx.GraphModule) -> None:
-    """Inline wrapped regions, drop what only observes, free views of the traced sizes."""
+    """Inline wrapped regions, drop what only observes, free views of the traced sizes.
+
+    A softmax that is spelt out is written as one.
+    """
     _inline_wrappers(program)
     _drop_assertions(program)
     _free_views(program)
     _replace_copies(program)
+    _write_softmax(program)
 
 
 def _name_canonically(module: fx.GraphModule, model: nn.Module) -> None:
@@ -78,22 +84,22 @@ def _replace_results(program: fx.GraphModule, node: fx.Node, result: Any) -> Non
 def _drop_assertions(program: fx.GraphModule) -> None:
     """Remove what only observes: tensor metadata that tracing asserted."""
     for node in list(program.graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+        if node.target is aten._assert_tensor_metadata.default:
             program.graph.erase_node(node)
 
 
 def _free_views(program: fx.GraphModule) -> None:
     """A view's strides are those of the traced sizes; a reshape is right at every size."""
-    views = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+    views = {aten.view.default, aten._unsafe_view.default}
     for node in program.graph.nodes:
         if node.target in views:
-            node.target = torch.ops.aten.reshape.default
+            node.target = aten.reshape.default
 
 
 def _replace_copies(program: fx.GraphModule) -> None:
     """A tensor written over all of another stays itself; `copy` would have no gradient."""
     for node in list(program.graph.nodes):
-        if node.target is not torch.ops.aten.copy.default:
+        if node.target is not aten.copy.default:
             continue
         under, source = node.args[0].meta["val"], node.args[1].meta["val"]
         if shape(under) != shape(source) or under.device != source.device:
@@ -102,8 +108,56 @@ def _replace_copies(program: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[1])
             program.graph.erase_node(node)
         else:
-            node.target = torch.ops.aten._to_copy.default
+            node.target = aten._to_copy.default
             node.args, node.kwargs = (node.args[1],), {"dtype": under.dtype}
+
+
+def _write_softmax(program: fx.GraphModule) -> None:
+    """Write softmax where it is spelt out: exp(x) over its sum, or exp(x - logsumexp(x))."""
+    for node in list(program.graph.nodes):
+        found = _over_its_sum(node) or _less_its_logarithm(node)
+        if found is None:
+            continue
+        with program.graph.inserting_before(node):
+            softmax = program.graph.create_node(
+                "call_function", aten.softmax.int, found, name="softmax"
+            )
+        softmax.meta = dict(node.meta)
+        node.replace_all_uses_with(softmax)
+        program.graph.erase_node(node)
+
+
+def _over_its_sum(node: fx.Node) -> tuple[Any, int] | None:
+    """The scores x and the dimension, if `node` is exp(x) divided by its sum over it."""
+    if node.target is not aten.div.Tensor:
+        return None
+    above, below = node.args
+    if not _calls(above, aten.exp.default) or not _calls(below, aten.sum.dim_IntList):
+        return None
+    dim = _reduced(below)
+    return (above.args[0], dim) if below.args[0] is above and dim is not None else None
+
+
+def _less_its_logarithm(node: fx.Node) -> tuple[Any, int] | None:
+    """The scores x and the dimension, if `node` is exp(x - logsumexp(x)) over it."""
+    if node.target is not aten.exp.default or not _calls(node.args[0], aten.sub.Tensor):
+        return None
+    x, total = node.args[0].args
+    if node.args[0].kwargs or not _calls(total, aten.logsumexp.default):
+        return None
+    dim = _reduced(total)
+    return (x, dim) if total.args[0] is x and dim is not None else None
+
+
+def _calls(node: Any, operator: Any) -> TypeGuard[fx.Node]:
+    return isinstance(node, fx.Node) and node.target is operator
+
+
+def _reduced(node: fx.Node) -> int | None:
+    """The one dimension that a reduction keeps with size 1, if it does no more than that."""
+    given = arguments(node)
+    dims = given["dim"]
+    return dims[0] if given["keepdim"] and len(dims) == 1 and not given.get("dtype") else None
 
 
 def _check_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
@@ -136,7 +190,7 @@ def _check_size(
         f"for ({least}{size}); capture it with such an example"
     )
     with graph.inserting_after(after):
-        given = graph.call_function(torch.ops.aten.sym_size.int, (place, dim))
+        given = graph.call_function(aten.sym_size.int, (place, dim))
     given.meta["val"] = n
     with graph.inserting_after(given):
         fits = graph.call_function(compare, (given, size))

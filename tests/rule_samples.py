@@ -130,6 +130,7 @@ SAMPLES = [
     sample("a! b! ->", aten.mean.default, x(2, 3)),
     sample("a b c! -> a b 1", aten.mean.dim, x(2, 3, 4), [-1], True),
     sample("a b! c! -> a", aten.amax.default, x(2, 3, 4), [1, 2]),
+    sample("a b! c -> a 1 c", aten.logsumexp.default, x(2, 3, 4), [1], True),
     sample("a b! -> a, a", aten.max.dim, x(2, 3), 1),
     sample("a b! -> a 1", aten.argmax.default, x(2, 3), -1, True),
     sample("a! b -> b", aten.any.dim, bools(2, 3), 0),

@@ -439,3 +439,43 @@ def test_values_written_over_others_have_gradients():
     expected = x.clone().requires_grad_()
     model(expected).sum().backward()
     torch.testing.assert_close(given.grad, expected.grad)
+
+
+@pytest.mark.parametrize("way", ["sum", "shifted", "logarithm"])
+def test_a_softmax_that_is_spelt_out_is_written_as_one(way):
+    def probabilities(x):
+        if way == "logarithm":
+            return torch.exp(x - torch.logsumexp(x, dim=-1, keepdim=True))
+        y = torch.exp(x - x.amax(-1, keepdim=True) if way == "shifted" else x)
+        return y / y.sum(-1, keepdim=True)
+
+    def core(q, k, v):
+        return probabilities(q @ k.mT) @ v
+
+    model, x = Residual(a=Attention(core=core)), example()
+    program = fxslim.capture(model, x)
+    torch.testing.assert_close(program(x), model(x))
+    (site,) = fxslim.find_attention(program)
+    assert (site.prunable, site.cores) == (True, ("softmax",))
+    assert fxslim.compile(program, 0.5).meta["fxslim"].max_difference < 1e-6
+
+
+@pytest.mark.parametrize("way", ["epsilon", "other dimension", "twice"])
+def test_what_is_nearly_a_softmax_stays_what_it_is(way):
+    class Nearly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(6, 6)
+
+        def forward(self, x):
+            y = torch.exp(self.up(x))
+            if way == "epsilon":
+                return y / (y.sum(-1, keepdim=True) + 0.1)
+            if way == "other dimension":
+                return y / y.sum(1)[:, None]
+            return torch.exp(2 * x - torch.logsumexp(x, -1, keepdim=True))
+
+    model, x = Nearly(), example()
+    program = fxslim.capture(model, x)
+    torch.testing.assert_close(program(x), model(x))
+    assert not program.graph.find_nodes(op="call_function", target=torch.ops.aten.softmax.int)

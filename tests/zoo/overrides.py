@@ -162,6 +162,12 @@ OVERRIDES: dict[str, Values] = {
     "pocket_tts_audio_tokenizer_encoder": {"upsample_groups": 32},
     "qwen2": _GROUPED_QUERIES,
     "qwen3_next": _LINEAR_THEN_FULL,
+    "reformer": {
+        "attn_layers": ["local", "local"],
+        "axial_pos_embds": False,
+        "attention_head_size": 8,
+        "local_attn_chunk_length": 4,
+    },
     "rt_detr": {
         "backbone_config": {
             "hidden_sizes": [16, 32, 32, 64],
