@@ -52,22 +52,25 @@ class RunningCall:
 def running_call() -> RunningCall | None:
     """What was given to `torch.compile`, as it is called now; None where that is a function.
 
-    A backend is told of a graph only.  The call that led to it is on the stack: that of
-    ``torch.compile(model)`` or that of a model after ``model.compile()``, the innermost of them.
+    A backend is told of a graph only.  The call that led to it is on the stack: the innermost of
+    ``torch.compile(model)``, or of a model after ``model.compile()`` or with a compiled `forward`.
     """
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code is nn.Module._wrapped_call_impl.__code__:
-            module, call = (
-                frame.f_locals["self"],
-                (frame.f_locals["args"], frame.f_locals["kwargs"]),
-            )
+            given = frame.f_locals
+            module, call = given["self"], (given["args"], given["kwargs"])
             if isinstance(module, OptimizedModule):
                 return RunningCall(module._orig_mod, call)
-            if module._compiled_call_impl is not None:
+            if module._compiled_call_impl is not None or _is_compiled(module.forward):
                 return RunningCall(module, call)
         frame = frame.f_back
     return None
+
+
+def _is_compiled(forward: Callable[..., Any]) -> bool:
+    """Whether it is what `torch.compile` made of a function."""
+    return hasattr(forward, "_torchdynamo_orig_callable")
 
 
 @dataclass(frozen=True)

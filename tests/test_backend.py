@@ -266,11 +266,14 @@ def compiled(model, how, **options):
     if how == "method":
         model.compile(backend=backend)
         return model
+    if how == "forward":
+        model.forward = torch.compile(model.forward, backend=backend)
+        return model
     return torch.compile(lambda x: model(x), backend=backend)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("how", ["by name", "model", "method"])
+@pytest.mark.parametrize("how", ["by name", "model", "method", "forward"])
 def test_the_whole_model_is_planned_for_though_its_graph_breaks(how):
     model, x = unequal(), example()
     planned = fxslim.compile(whole(model), 0.25, x, criterion="magnitude")
