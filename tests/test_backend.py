@@ -17,6 +17,7 @@ from fxslim.backend import dynamo_backend
 from fxslim.masks import set_masks
 from tests.models import Attention, Residual, example, grouped_core, merge, softmax_core
 from tests.zoo import build
+from tests.zoo.reference import without_heads
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),  # Inductor's own imports
@@ -288,6 +289,24 @@ def test_the_graphs_of_a_function_are_planned_for_one_by_one():
     model, x = unequal(), example()
     by_layer = fxslim.compile(whole(model), 0.25, x, criterion="magnitude", scope="local")
     torch.testing.assert_close(compiled(model, "function")(x), by_layer(x))
+
+
+@torch.no_grad()
+@pytest.mark.zoo
+def test_generate_decodes_with_what_is_left():
+    """Prompt and steps are different graphs, and cached keys are inputs and outputs of them."""
+    model, inputs = build("llama", "sdpa")
+    backend = fxslim.backend(sparsity=0.5, inner="eager")
+    dense = copy.deepcopy(model)
+    model.forward = torch.compile(model.forward, backend=backend)
+    greedy = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    tokens = model.generate(inputs["input_ids"], **greedy)
+    sites = fxslim.find_attention(fxslim.capture(dense, inputs))
+    remembered = backend.decide.remembered
+    outputs = {site.name: model.get_parameter(site.output[0].weight) for site in sites}
+    kept = {name: next(iter(remembered[weight].values())) for name, weight in outputs.items()}
+    expected = without_heads(dense, sites, kept).generate(inputs["input_ids"], **greedy)
+    assert torch.equal(tokens, expected)
 
 
 class Guarded(nn.Module):
