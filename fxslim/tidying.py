@@ -116,8 +116,8 @@ def _write_softmax(program: fx.GraphModule) -> None:
     """Write softmax where it is spelt out: exp(x) over its sum, or exp(x - logsumexp(x))."""
     for node in list(program.graph.nodes):
         found = _over_its_sum(node) or _less_its_logarithm(node)
-        if found is None:
-            continue
+        if found is None or found[0].meta["val"].dtype != node.meta["val"].dtype:
+            continue  # exp takes integers, which softmax does not
         with program.graph.inserting_before(node):
             softmax = program.graph.create_node(
                 "call_function", aten.softmax.int, found, name="softmax"

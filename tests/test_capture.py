@@ -460,7 +460,7 @@ def test_a_softmax_that_is_spelt_out_is_written_as_one(way):
     assert fxslim.compile(program, 0.5).meta["fxslim"].max_difference < 1e-6
 
 
-@pytest.mark.parametrize("way", ["epsilon", "other dimension", "twice"])
+@pytest.mark.parametrize("way", ["epsilon", "other dimension", "twice", "integers"])
 def test_what_is_nearly_a_softmax_stays_what_it_is(way):
     class Nearly(nn.Module):
         def __init__(self):
@@ -468,6 +468,9 @@ def test_what_is_nearly_a_softmax_stays_what_it_is(way):
             self.up = nn.Linear(6, 6)
 
         def forward(self, x):
+            if way == "integers":
+                y = torch.exp(self.up(x).round().long())
+                return y / y.sum(-1, keepdim=True)
             y = torch.exp(self.up(x))
             if way == "epsilon":
                 return y / (y.sum(-1, keepdim=True) + 0.1)
