@@ -19,9 +19,10 @@ from fxslim.calls import Contraction
 from fxslim.follow import closure, operands_with, sums
 from fxslim.heads import head_dim_of, heads_brought_in, heads_ended, heads_selected
 from fxslim.operands import Operands, find_operands
+from fxslim.refine import begin_with_unit
 from fxslim.weights import Weights
 
-__all__ = ["Core", "find_cores"]
+__all__ = ["ONE_HEAD", "Core", "find_cores"]
 
 End = tuple[fx.Node, Contraction]
 
@@ -60,6 +61,11 @@ class Core:
     def weights(self) -> frozenset[fx.Node]:
         """The query's weights: layers that share them are pruned together anyway."""
         return frozenset(weight for weight, _ in self.projections["query"])
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one head, which others lie beside."""
+        return [axis.size for axis in self.heads] == [1]
 
 
 def find_cores(axis_map: AxisMap, weights: Weights) -> list[Core]:
@@ -159,17 +165,43 @@ class _Finder:
         if not (projected[0] or learned) or not all(projected[1:]):
             return None
         reason = self._why_headless(parts, candidates)
+        single, ends = self._single(parts) if reason == ONE_HEAD else ((), [])
+        if single:
+            projections["value"] = self._projections(parts.value, set(single))
         return Core(
             node=parts.node,
             context=tuple(parts.context),
-            heads=(),
-            head_dim_factors=(),
+            heads=single,
+            head_dim_factors=single,
             head_dim=parts.head_dim,
-            shared_axes=frozenset(),
+            shared_axes=frozenset(single),
             is_cross=self._is_cross(parts),
             projections=projections,
-            refusal=reason,
+            ends=tuple(ends),
+            uses=parts.uses,
+            refusal="" if single else reason,
         )
+
+    def _single(self, parts: Operands) -> tuple[tuple[Axis, ...], list[End]]:
+        """The head of an attention that is one head of several: its context goes by itself.
+
+        The contexts of such attentions lie side by side before one output projection.  A unit
+        begins the width of the context, and without it nothing of the attention is left.
+        """
+        widths = {
+            dim
+            for node in parts.context
+            for dim in map(resolve, self.axis_map.of(node))
+            if dim and self.weights.produced.issuperset(leaves(dim))
+        }
+        if len(widths) != 1:
+            return (), []
+        (width,) = widths
+        ends = self._ends(parts, set(leaves(width)))
+        if not ends or not all(_is_part(width, contraction.dim) for _, contraction in ends):
+            return (), []
+        begin_with_unit(width[0])
+        return resolve(width)[:1], ends
 
     def _why_headless(self, parts: Operands, candidates: set[Axis]) -> str:
         nodes = [*parts.query, *parts.key, *parts.value, parts.node]
@@ -179,7 +211,7 @@ class _Finder:
             return f"its heads cannot be followed through {unruled.where}: {unruled.why}"
         if candidates:
             return "its heads are mixed with each other between the query and the scores"
-        return "there is one head only, so there is no head axis to cut"
+        return ONE_HEAD
 
     def _is_projected(self, operand: fx.Node) -> bool:
         """Whether a product with a parameter lies behind the operand."""
@@ -256,6 +288,15 @@ class _Finder:
                 if {x for d in self.axis_map.seen_by(node, operand) for x in leaves(d)} & heads:
                     found[node, operand] = frozenset(closure([operand], back))
         return found
+
+
+ONE_HEAD = "there is one head only, so there is no head axis to cut"
+
+
+def _is_part(dim: Dim, whole: Dim) -> bool:
+    """Whether `dim` is one of several dims side by side that make up `whole`."""
+    parts = [part for factor in resolve(whole) for part in factor.parts or ()]
+    return dim in map(resolve, parts)
 
 
 def _carrying(dim: Dim, axes: set[Axis]) -> Dim:

@@ -181,8 +181,8 @@ class _Block:
                 name = full_name(program, str(source.target))
                 for position, dim in enumerate(self.axis_map.of(source)):
                     if self.channels in set(leaves(dim)):
-                        index = positions_along(heads, [self.channels], dim)
-                        assert index is not None  # one axis: as many positions for each channel
-                        own = Projection(name, bias and full_name(program, bias), position, index)
+                        places = positions_along(heads, [self.channels], dim)
+                        assert places is not None  # one axis: as many positions for each channel
+                        own = Projection(name, bias and full_name(program, bias), position, *places)
                         found.setdefault(name, own)
         return tuple(found.values())

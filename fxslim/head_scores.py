@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fxslim.magnitudes import per_query_head, slices
+from fxslim.magnitudes import per_head, slices
 from fxslim.sites import Site
 
 __all__ = ["CRITERION_TYPES", "REDUCTIONS", "CriterionType", "head_scores"]
@@ -70,5 +70,5 @@ def head_scores(
         weight = parameters[projection.weight]
         gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
         values = slices(criterion.of(weight.float(), gradient.float()), projection)
-        total += per_query_head(REDUCTIONS[reduction](values).cpu(), site)
+        total += per_head(REDUCTIONS[reduction](values).cpu(), projection)
     return total / len(site.projections)

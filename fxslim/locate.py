@@ -188,8 +188,8 @@ def _by_output(cores: Sequence[Core]) -> list[list[Core]]:
 
 
 def _akin(core: Core, other: Core) -> bool:
-    """Whether two cores share a head axis, or the queries of both come from one weight."""
-    if not set(core.heads).isdisjoint(other.heads):
+    """Whether two cores share a head axis or a query's weight, or are one head each."""
+    if not set(core.heads).isdisjoint(other.heads) or (core.is_single and other.is_single):
         return True
     ours, theirs = ({w.target for w in c.weights} for c in (core, other))
     return not ours.isdisjoint(theirs)

@@ -13,7 +13,7 @@ from fxslim.graph import attribute
 from fxslim.sites import Projection, Site
 from fxslim.streams import LossFn, with_values
 
-__all__ = ["Magnitude", "Random", "WeightProduct", "per_query_head", "slices"]
+__all__ = ["Magnitude", "Random", "WeightProduct", "per_head", "slices"]
 
 
 def slices(weight: torch.Tensor, projection: Projection) -> torch.Tensor:
@@ -29,14 +29,11 @@ def _slices_of(masked: nn.Module, projection: Projection) -> torch.Tensor:
     return slices(with_values(attribute(masked, name), name), projection)
 
 
-def per_query_head(values: torch.Tensor, site: Site) -> torch.Tensor:
-    """Rows of KV heads given to each query head that shares them; others as they are."""
-    if len(values) == site.size:
-        return values
-    if len(site.unit) != len(values):
-        return values.repeat_interleave(site.size // len(values), 0)
-    owner = {head: number for number, unit in enumerate(site.unit) for head in unit}
-    return values[[owner[head] for head in range(site.size)]]
+def per_head(values: torch.Tensor, projection: Projection) -> torch.Tensor:
+    """Rows of a projection given to each (query) head that has one; zeros to the others."""
+    row_of = projection.row_of.to(values.device)
+    absent = (row_of < 0).reshape(-1, *[1] * (values.ndim - 1))
+    return values[row_of].masked_fill(absent, 0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Magnitude:
             for projection in site.projections:
                 sizes = _slices_of(masked, projection).abs() ** self.order
                 mean = sizes.mean(dim=(1, 2)) ** (1 / self.order)
-                total += per_query_head(mean.cpu(), site)
+                total += per_head(mean.cpu(), projection)
             scores[site.name] = total
         return scores
 
@@ -89,9 +86,9 @@ class WeightProduct:
     def _site(self, masked: nn.Module, site: Site) -> torch.Tensor:
         total = torch.zeros(site.size)
         for out in site.summed_by:
-            o = _slices_of(masked, out)
+            o = per_head(_slices_of(masked, out), out)
             for value in site.made_by:
-                v = per_query_head(_slices_of(masked, value), site)
+                v = per_head(_slices_of(masked, value), value)
                 if v.shape[1] == o.shape[1]:
                     squared = ((o @ o.mT) * (v @ v.mT)).sum(dim=(1, 2))
                 else:

@@ -103,14 +103,16 @@ def positions_along(
     carried: Sequence[Axis],
     dim: Dim,
     without: Sequence[Axis] = (),
-) -> torch.Tensor | None:
-    """(heads, positions per head) of `dim`; heads that `carried` does not tell apart are one.
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(rows, positions per head) of `dim`, and for each head the number of its row, or -1.
 
-    None where some heads have fewer positions than others.
+    Heads that `carried` does not tell apart share a row; those of which `dim` has nothing have
+    none.  None where some heads have fewer positions than others.
     """
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for head in heads:
-        rows.setdefault(tuple(head.get(leaf, -1) for leaf in carried), [])
+    own = [tuple(head.get(leaf, -1) for leaf in carried) for head in heads]
+    rows: dict[tuple[int, ...], list[int]] = {
+        coordinate: [] for coordinate in own if max(coordinate) >= 0
+    }
     columns = [coordinates(dim, leaf) for leaf in carried]
     free = set(range(size(dim))).difference(
         *([at for at, c in enumerate(coordinates(dim, leaf)) if c >= 0] for leaf in without)
@@ -121,4 +123,6 @@ def positions_along(
     width = min(len(row) for row in rows.values())
     if any(len(row) != width for row in rows.values()):
         return None
-    return torch.tensor(list(rows.values()), dtype=torch.long).reshape(len(rows), width)
+    number = {coordinate: n for n, coordinate in enumerate(rows)}
+    index = torch.tensor(list(rows.values()), dtype=torch.long).reshape(len(rows), width)
+    return index, torch.tensor([number.get(coordinate, -1) for coordinate in own])

@@ -15,6 +15,7 @@ from fxslim.axes import (
     Block,
     Dim,
     block,
+    blocks,
     fresh,
     leaves,
     representative,
@@ -22,7 +23,7 @@ from fxslim.axes import (
     size,
 )
 
-__all__ = ["cut", "join", "regroup", "side_by_side"]
+__all__ = ["begin_with_unit", "cut", "join", "regroup", "side_by_side"]
 
 _MOST_PIECES = 4096
 """A sum that would have to be cut into more equal pieces (a symbolic number, say) is blocked."""
@@ -41,24 +42,60 @@ def _make_product(axis: Axis, outer: int, why: Block) -> tuple[Dim, Dim]:
         block((axis,), why)
         axis.parts, axis.factors = None, (Axis(outer, why), Axis(inner, why))
         return axis.factors[:1], axis.factors[1:]
-    # A sum of equal parts read as a product: the parts run together, their number is fixed.
-    first, *others = cut((axis,), range(inner, axis.size, inner), why)
+    if any(size(part) % inner for part in axis.parts):
+        # The parts run together, piece by piece; their number is fixed.
+        first, *others = _cut((axis,), range(inner, axis.size, inner), why)
+        count = Axis(outer, Block("indexed position by position", why.where))
+    else:
+        numbers, (first, *others) = zip(*(_counted(p, inner, why) for p in axis.parts), strict=True)
+        count = Axis(outer)
+        count.parts = numbers
     for other in others:
         join(first, other, why)
-    count = Axis(outer, Block("indexed position by position", why.where))
     axis.factors = (count, *first)
     return (count,), first
+
+
+def _counted(part: Dim, inner: int, why: Block) -> tuple[Dim, Dim]:
+    """A part of a sum as (number, inner); a number of 1 is a unit, so that the part can go."""
+    number, rest = regroup([part], [size(part) // inner, inner], why)
+    if number:
+        return number, rest
+    begin_with_unit(resolve(part)[0])
+    unit, *others = resolve(part)
+    return (unit,), tuple(others)
+
+
+def begin_with_unit(axis: Axis) -> None:
+    """Make a representative (1, axis), unless it is a unit: all of it goes with that position."""
+    if axis.size == 1:
+        return
+    unit, rest = Axis(1, next(iter(blocks((axis,))), None)), Axis(axis.size, axis.block)
+    rest.parts = axis.parts
+    axis.parts, axis.factors = None, (unit, rest)
 
 
 def cut(dim: Dim, bounds: Sequence[int], why: Block) -> list[Dim]:
     """Cut `dim` at positions 0 < bounds < size, and return the pieces in order.
 
-    A cut that would go through the middle of an inner factor blocks the whole dimension.
+    A cut that would go through the middle of an inner factor blocks the whole dimension, and one
+    that leaves a single position alone blocks that.
     """
+    pieces = _cut(dim, bounds, why)
+    for piece in pieces:
+        if size(piece) == 1:
+            block(piece, why)
+    return [piece if size(piece) != 1 else () for piece in pieces]
+
+
+def _cut(dim: Dim, bounds: Sequence[int], why: Block) -> list[Dim]:
+    """`cut`, for parts that stay in a sum."""
     dim = resolve(dim)
     if not bounds:
         return [dim]
     outer, rest = dim[0], dim[1:]
+    if outer.size == 1:
+        return [(outer, *piece) for piece in _cut(rest, bounds, why)]
     step = size(rest)
     widths = [b - a for a, b in pairwise([0, *bounds, size(dim)])]
     if any(bound % step for bound in bounds):
@@ -80,7 +117,7 @@ def _cut_parts(axis: Axis, widths: Sequence[int], why: Block) -> list[Dim]:
     for part in axis.parts:
         stop = start + size(part)
         inside = [end - start for end in ends if start < end < stop]
-        for piece in cut(part, inside, why):
+        for piece in _cut(part, inside, why):
             while index < len(ends) - 1 and start >= ends[index]:
                 index += 1
             pieces[index].append(piece)
@@ -106,6 +143,8 @@ def join(a: Dim, b: Dim, why: Block) -> Dim:
     """
     a, b = resolve(a), resolve(b)
     if not a or not b:
+        if size(a or b) == 1:
+            block(a or b, why)
         return a or b
     if size(a) != size(b):
         raise ValueError(f"cannot join dimensions of {size(a)} and {size(b)} positions")
@@ -114,10 +153,9 @@ def join(a: Dim, b: Dim, why: Block) -> Dim:
         if left[0] is right[0]:
             left.pop(0), right.pop(0)
         elif not _match_heads(left, right, why):
-            for axis in (*left, *right):
-                block((axis,), why)
             break
         left, right = list(resolve(tuple(left))), list(resolve(tuple(right)))
+    block((*left, *right), why)
     return resolve(a)
 
 
@@ -127,6 +165,9 @@ def _match_heads(left: list[Axis], right: list[Axis], why: Block) -> bool:
     if x.size == y.size:
         left.pop(0), right.pop(0)
         _unify(x, y, why)
+        return True
+    if 1 in (x.size, y.size):
+        begin_with_unit(y if x.size == 1 else x)
         return True
     big, small = (left, right) if x.size > y.size else (right, left)
     if big[0].parts is not None:
@@ -170,7 +211,7 @@ def _join_parts(axis: Axis, other: Dim, why: Block) -> None:
         block(other, why)
         block((axis,), why)
         return
-    for part, piece in zip(axis.parts, cut(other, bounds, why), strict=True):
+    for part, piece in zip(axis.parts, _cut(other, bounds, why), strict=True):
         join(part, piece, why)
 
 

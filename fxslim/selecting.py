@@ -16,6 +16,7 @@ from fxslim.calls import Contraction
 from fxslim.cores import Core
 from fxslim.follow import closure
 from fxslim.placed import Attention
+from fxslim.positions import coordinates
 
 __all__ = ["ROLES", "operands_of", "read_beside", "repeated", "side_operands"]
 
@@ -41,7 +42,7 @@ def side_operands(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
                 owners.setdefault(node, set()).add(core.weights)
     chosen: set[Use] = set()
     for core in cores:
-        readers = {leaf.block.where for leaf in core.heads if leaf.block}
+        readers = _readers(core)
         for use, ancestors in core.side.items():
             shared = any(len(owners[node]) > 1 for node in ancestors)
             if shared or any(node.name in readers for node in _related(ancestors, cores)):
@@ -49,6 +50,15 @@ def side_operands(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
         if readers:
             chosen |= _grouped_inputs(axis_map, core)
     return chosen
+
+
+def _readers(core: Core) -> set[str]:
+    """The nodes that read a head axis as a whole; none if every head has another that is free."""
+    free = [leaf for leaf in core.heads if not leaf.block]
+    places = zip(*(coordinates(core.head_dim_factors, leaf) for leaf in free), strict=True)
+    if free and all(max(place) >= 0 for place in places):
+        return set()
+    return {leaf.block.where for leaf in core.heads if leaf.block}
 
 
 def _grouped_inputs(axis_map: AxisMap, core: Core) -> set[Use]:

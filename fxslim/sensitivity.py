@@ -11,7 +11,7 @@ from torch import nn
 
 from fxslim.examples import Inputs, call_with
 from fxslim.graph import attribute
-from fxslim.magnitudes import per_query_head, slices
+from fxslim.magnitudes import per_head, slices
 from fxslim.masks import head_masks
 from fxslim.progress import tracked
 from fxslim.sites import Site
@@ -89,7 +89,7 @@ class Snip:
             scores = {name: self.momentum * score for name, score in scores.items()}
             for site, projection in used:
                 rows = slices(products[projection.weight], projection).abs().mean(dim=(1, 2))
-                scores[site.name] += per_query_head(rows.cpu(), site)
+                scores[site.name] += per_head(rows.cpu(), projection)
         sums = reduce_sum(*scores.values())
         return dict(zip(scores, sums, strict=True))
 

@@ -10,7 +10,7 @@ from torch import fx
 from fxslim import graph
 from fxslim.analysis import AxisMap
 from fxslim.axes import Axis, leaves
-from fxslim.cores import Core
+from fxslim.cores import ONE_HEAD, Core
 from fxslim.parts import full_name
 from fxslim.placed import Attention, Head, positions_along
 from fxslim.positions import coordinates, tells_groups
@@ -46,7 +46,7 @@ class SiteBuilder:
         groups: dict[tuple[Axis, int], list[int]] = {}
         for number, (head, axis) in enumerate(zip(self.heads, units, strict=False)):
             groups.setdefault((axis, head[axis]), []).append(number)
-        kv_heads = max([p.index.shape[0] for p in (*key, *value)], default=1)
+        kv_heads = max(_distinct(key), _distinct(value))
         num_heads = max(len(self.heads), 1)
         site = AttentionSite(
             name=self._name(),
@@ -105,7 +105,7 @@ class SiteBuilder:
             if core.refusal:
                 return core.refusal
         if len(self.heads) < 2:
-            return "there is one head only, so there is no head axis to cut"
+            return ONE_HEAD
         for head in self.heads:
             if all(axis.block for axis in head):
                 return blocked_by(self.axis_map, next(iter(head)), "the head axis")
@@ -115,7 +115,7 @@ class SiteBuilder:
             if self.weights.summed_with(node, contraction) is None:
                 return f"{graph.user_name(node)} sums over the heads without a weight"
         if self.partial:
-            return f"{self.partial[0].target} has more positions for some heads than for others"
+            return f"{self.partial[0].target} does not have as many positions for every head"
         return self._summed_elsewhere()
 
     def _summed_elsewhere(self) -> str:
@@ -145,28 +145,27 @@ class SiteBuilder:
         found: dict[str, Projection] = {}
         for node, contraction in self.ends:
             for weight in self.weights.summed_with(node, contraction) or ():
-                for projection in self._project(weight, node, with_bias=False):
+                for projection in self._project(weight, node, summing=True):
                     found.setdefault(projection.weight, projection)
         return tuple(found.values())
 
     def _project(
-        self, weight: fx.Node, user: fx.Node, *, own: bool = True, with_bias: bool = True
+        self, weight: fx.Node, user: fx.Node, *, own: bool = True, summing: bool = False
     ) -> Iterable[Projection]:
         """`weight` as a projection: of every head's own positions, or of those that heads share."""
-        bias = self.weights.bias_of(user, weight) if with_bias else None
+        bias = None if summing else self.weights.bias_of(user, weight)
         for position, dim in enumerate(self.axis_map.of(weight)):
             carried = [leaf for leaf in self.leaves if leaf in set(leaves(dim))]
             if carried:
                 shared = carried if own else _shared(carried, dim)
                 others = [leaf for leaf in carried if leaf not in shared]
-                index = positions_along(self.heads, shared, dim, others)
-                if index is None:
+                found = positions_along(self.heads, shared, dim, others)
+                if found is None or (summing and found[1].min() < 0):
                     self.partial.append(weight)
                     continue
                 bias = bias and full_name(self.axis_map.program, bias)
-                yield Projection(
-                    full_name(self.axis_map.program, str(weight.target)), bias, position, index
-                )
+                name = full_name(self.axis_map.program, str(weight.target))
+                yield Projection(name, bias, position, *found)
 
     # --------------------------------------------------------------------------------------- name
 
@@ -194,6 +193,11 @@ def blocked_by(axis_map: AxisMap, axis: Axis, what: str) -> str:
     if axis.block.why.startswith("is "):
         return f"{what} {axis.block.why}: {where}; capture the model without it"
     return f"{where} {axis.block.why.replace(' it', f' {what}', 1)}"
+
+
+def _distinct(projections: Sequence[Projection]) -> int:
+    """How many heads are told apart by their rows in weights."""
+    return len(set(zip(*(p.row_of.tolist() for p in projections), strict=True))) or 1
 
 
 def _along(core: Core, leaf: Axis) -> list[int]:

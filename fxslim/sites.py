@@ -29,14 +29,17 @@ class Projection:
         weight: the weight's name in the model's state dict.
         bias: the bias's name, if there is one.
         dim: the dimension of the weight that carries the heads.
-        index: LongTensor (heads, positions per head): positions of each head along `dim`; key and
-            value projections count KV heads.
+        index: LongTensor (rows, positions per head): positions along `dim`, a row for each head
+            that has its own; heads that share a KV head share its row in key and value projections.
+        row_of: LongTensor (heads,): the row of each (query) head, or channel; -1 where the weight
+            carries nothing of it, as where each head has a weight of its own.
     """
 
     weight: str
     bias: str | None
     dim: int
     index: torch.Tensor = field(repr=False, compare=False)
+    row_of: torch.Tensor = field(repr=False, compare=False)
 
 
 class Site(Protocol):

@@ -39,11 +39,21 @@ def remove_empty(axes: AxisMap, keep: Keep) -> None:
             _replace(axes, node, keep, empty)
             empty.add(node)  # dead now, so that no length is read from it
             continue
+        if node.target is torch.ops.aten.cat.default:
+            _leave_out(node, empty)
         for operand in graph.tensor_inputs(node):
             if operand in empty and operand.op == "call_function":
                 with node.graph.inserting_before(node):
                     sizes = [_size_of(axes, node, dim, keep, empty) for dim in axes.of(operand)]
                     node.replace_input_with(operand, _zeros(operand, sizes))
+
+
+def _leave_out(node: fx.Node, empty: Collection[fx.Node]) -> None:
+    """Leave what is empty out of a concatenation, and the concatenation of what stays alone."""
+    staying = [tensor for tensor in graph.arguments(node)["tensors"] if tensor not in empty]
+    graph.set_argument(node, "tensors", staying)
+    if len(staying) == 1 and staying[0].meta["val"].dtype == node.meta["val"].dtype:
+        node.replace_all_uses_with(staying[0])
 
 
 def _is_empty(dims: Dims, keep: Keep) -> bool:

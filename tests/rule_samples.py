@@ -153,16 +153,22 @@ SAMPLES = [
     sample("a b! -> a c!", aten.view.dtype, x(2, 3), torch.int32),
     sample("a (b c!) -> a b", aten.view.dtype, x(2, 6).float(), torch.int64),
     sample(
-        "a (b! c) -> a b! c",
+        "a ((b|c) d) -> a (b|c) d",
         aten.view.default,
         call(aten.cat.default, [x(2, 6), x(2, 6)], 1),
         [2, 2, 6],
     ),
     sample(
-        "a (b! c) -> a b! c",
+        "a ((b|c) d) -> a (b|c) d",
         aten.view.default,
         call(aten.cat.default, [x(2, 6), x(2, 3)], 1),
         [2, 3, 3],
+    ),
+    sample(
+        "a (b! (c|d)) -> a b! (c|d)",
+        aten.view.default,
+        call(aten.cat.default, [x(2, 4), x(2, 8)], 1),
+        [2, 2, 6],
     ),
     sample(
         "(a b) (1|1) -> a (b (1|1))",

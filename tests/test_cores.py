@@ -12,6 +12,7 @@ from tests.models import (
     WIDTH,
     Attention,
     Residual,
+    captured,
     example,
     grouped_core,
     merge,
@@ -246,6 +247,40 @@ def test_a_batch_that_learned_queries_are_expanded_to_is_no_head_axis():
 
     attention, *_ = fxslim.find_attention(fxslim.capture(Pooled(), example(), dynamic=False))
     assert (attention.kind, attention.num_heads, attention.num_kv_heads) == ("mqa", 2, 1)
+
+
+def test_single_heads_side_by_side_are_one_attention():
+    """Nothing is left of a head that goes, neither its scores nor what only they needed."""
+    _, _, program = captured("head-modules")
+    site, _ = fxslim.find_attention(program)
+    assert (site.kind, site.num_heads, site.num_kv_heads) == ("mha", 4, 4)
+    assert [p.row_of.tolist() for p in site.value] == [
+        [0, -1, -1, -1],
+        [-1, 0, -1, -1],
+        [-1, -1, 0, -1],
+        [-1, -1, -1, 0],
+    ]
+    slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: [0, 2]}, 0.25))
+    heads = "layers.0.attention.heads."
+    left = {n.removeprefix(heads)[0] for n, _ in slim.named_parameters() if n.startswith(heads)}
+    assert left == {"0", "2"}
+
+
+def test_a_single_head_is_refused():
+    class One(nn.Module):
+        """Its context lies beside something else."""
+
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(WIDTH, 4) for _ in range(3))
+            self.o = nn.Linear(4 + WIDTH, WIDTH)
+
+        def forward(self, x):
+            return self.o(torch.cat([softmax_core(self.q(x), self.k(x), self.v(x)), x], -1))
+
+    (site,) = fxslim.find_attention(fxslim.capture(One(), example()))
+    assert not site.prunable
+    assert site.reason == "there is one head only, so there is no head axis to cut"
 
 
 def test_scores_may_be_distances():

@@ -116,8 +116,8 @@ def test_attentions_side_by_side_before_one_projection_are_two():
     torch.testing.assert_close(slim(x), model(x))
 
 
-def test_queries_of_two_attentions_may_come_from_one_weight():
-    """It makes some of the heads only for each of them: they select their queries."""
+def test_attentions_whose_queries_come_from_one_weight_are_one():
+    """Every other weight carries half of the heads."""
 
     class Halves(nn.Module):
         def __init__(self):
@@ -133,8 +133,12 @@ def test_queries_of_two_attentions_may_come_from_one_weight():
 
     model = Halves()
     program, x = fxslim.capture(model, example()), example(2, 7)
-    first, second = fxslim.find_attention(program)
-    slim = fxslim.narrow(program, fxslim.PruningPlan({first.name: [0, 2], second.name: [3]}, 5 / 8))
+    (site,) = fxslim.find_attention(program)
+    assert (site.kind, site.num_heads) == ("mha", 8)
+    rows = {p.weight: p.row_of.tolist() for p in (*site.query, *site.key)}
+    first, second = [0, 1, 2, 3, -1, -1, -1, -1], [-1, -1, -1, -1, 0, 1, 2, 3]
+    assert rows == {"q.weight": list(range(8)), "a.k.weight": first, "b.k.weight": second}
+    slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: [0, 2, 7]}, 5 / 8))
     assert slim.get_parameter("a.k.weight").shape == (2 * HEAD_DIM, WIDTH)
     with torch.no_grad():
         model.o.weight[:, [2, 3, 6, 7, *range(8, 14)]] = 0

@@ -103,12 +103,22 @@ def test_a_view_that_fits_only_divisible_lengths_is_not_believed():
     assert not blocks(width)
 
 
-def test_equal_parts_read_as_a_product_run_together():
-    q, k = fresh(6), fresh(6)
-    number, rows, width = regroup([side_by_side([q, k])], [2, 2, 3], WHY)
-    assert resolve(q) == resolve(k) == (*rows, *width)
+def test_parts_of_a_sum_read_as_a_product_run_together():
+    q, k = fresh(12), fresh(6)
+    number, rows, width = regroup([side_by_side([q, k])], [3, 2, 3], WHY)
+    assert sizes(q) == [2, 2, 3]
+    assert sizes(k) == [1, 2, 3], "one position by itself, which can go"
+    assert resolve(q)[1:] == resolve(k)[1:] == (*rows, *width)
+    assert list(leaves(number)) == [resolve(q)[0], resolve(k)[0]] == free(number)
+
+
+def test_parts_that_are_not_whole_rows_are_cut_and_their_number_stays():
+    q, k = fresh(4), fresh(8)
+    number, rows = regroup([side_by_side([q, k])], [2, 6], WHY)
     assert blocks(number)[0].why == "indexed position by position"
-    assert len(free(rows, width)) == 2
+    assert [size(q), size(k), size(rows)] == [4, 8, 6]
+    assert sizes(q) == [4]
+    assert [leaf.size for leaf in leaves(k)] == [2, 4, 2]
 
 
 SHAPES = st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4)
@@ -138,6 +148,43 @@ def test_dtensor_groups_the_same_dimensions(shape, rng):
         elif dim:  # finer than what DTensor says: parts of what it regroups
             related = {leaf for d in dims for leaf in leaves(d)}
             assert blocks(dim) or set(leaves(dim)) <= related
+
+
+def units_of(total):
+    """A sum of two units, joined with `total`, and what they begin: (1, 4) and (1, 4)."""
+    parts = fresh(4), fresh(4)
+    number, _ = regroup([side_by_side(parts)], [2, 4], WHY)
+    assert sizes(parts[0]) == sizes(parts[1]) == [1, 4]
+    join(number, total, WHY)
+    return number, *parts
+
+
+def test_a_unit_stays_with_what_it_is_joined_with():
+    rows = fresh(2)
+    number, a, b = units_of(rows)
+    assert list(leaves(rows)) == list(leaves(number)) == [resolve(a)[0], resolve(b)[0]]
+    other = fresh(4)
+    join(a, other, WHY)
+    assert resolve(other) == resolve(a)
+    assert kept_positions(other, {resolve(a)[0]: []}) == []
+    assert kept_positions(rows, {resolve(a)[0]: []}) == [1]
+
+
+def test_a_unit_that_is_cut_out_alone_is_blocked():
+    number, *_ = units_of(fresh(2))
+    assert cut(number, [1], WHY) == [(), ()]
+    assert blocks(number) == [WHY, WHY]
+
+
+def test_a_unit_beside_a_position_without_an_axis_is_blocked():
+    _, a, b = units_of(side_by_side([(), ()]))
+    assert blocks(resolve(a)[:1]) == blocks(resolve(b)[:1]) == [WHY]
+
+
+def test_a_dimension_with_a_unit_is_cut_behind_it():
+    _, a, _ = units_of(fresh(2))
+    assert [sizes(piece) for piece in cut(a, [2], WHY)] == [[1, 2], [1, 2]]
+    assert not blocks(a)
 
 
 # ------------------------------------------------------------------------------------------- cut

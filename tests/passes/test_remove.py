@@ -43,6 +43,32 @@ def test_without_a_bias_nothing_is_left_of_it():
     assert torch.equal(nothing(x), x)
 
 
+@pytest.mark.parametrize(("kept", "concatenations"), [([1], 0), ([0, 2], 1)])
+def test_what_is_empty_is_left_out_of_a_concatenation(kept, concatenations):
+    """A head with weights of its own goes with them; of one that stays alone nothing is joined."""
+
+    class Apart(Attention):
+        def __init__(self):
+            super().__init__()
+            self.v = nn.ModuleList(nn.Linear(WIDTH, HEAD_DIM) for _ in range(HEADS))
+
+        def heads(self, x):
+            value = torch.cat([linear(x) for linear in self.v], -1)
+            return split(self.q(x)), split(self.k(x)), split(value)
+
+    model, x = Apart(), example(2, 7)
+    program = fxslim.capture(model, example())
+    slim = fxslim.narrow(program, fxslim.PruningPlan({"attention": kept}, 0.5))
+    assert {n.split(".")[1] for n, _ in slim.named_parameters() if n[0] == "v"} == set(
+        map(str, kept)
+    )
+    targets = [node.target for node in slim.graph.nodes]
+    assert targets.count(torch.ops.aten.cat.default) == concatenations
+    assert torch.ops.aten.full.default not in targets
+    reference = without_heads(model, fxslim.find_attention(program), {"attention": kept})
+    torch.testing.assert_close(slim(x), reference(x))
+
+
 def test_a_bias_stays():
     model = Residual(a=Attention())
     slim, _ = without(model, fxslim.capture(model, example(), dynamic=False))

@@ -59,6 +59,24 @@ class Separate(Projection):
         return self.all_heads(self.q(x), self.k(memory), self.v(memory))
 
 
+class Apart(Projection):
+    """A layer for every head; queries that share KV heads come from one."""
+
+    def build(self, spec: AttentionSpec, width: int) -> None:
+        for name, n in widths(spec).items():
+            layers = 1 if name == "q" and 1 < spec.kv_heads < spec.heads else self.count[name]
+            own = (nn.Linear(width, n // layers, bias=spec.bias) for _ in range(layers))
+            setattr(self, name, nn.ModuleList(own))
+
+    def forward(self, x: Tensor, memory: Tensor) -> QKV:
+        sources = {"q": x, "k": memory, "v": memory}
+        joined = (
+            torch.cat([layer(source) for layer in getattr(self, name)], dim=-1)
+            for name, source in sources.items()
+        )
+        return self.all_heads(*joined)
+
+
 class Matmul(Projection):
     """Weights as parameters: (out, in), transposed where they are used."""
 
@@ -218,6 +236,7 @@ class Latent(Projection):
 
 PROJECTIONS = {
     "addmm": Addmm,
+    "apart": Apart,
     "conv": Conv,
     "einsum": Einsum,
     "fused": Fused,

@@ -112,9 +112,11 @@ class Truth:
 
 SELF_PROJECTIONS = [
     "separate", "matmul", "fused", "sliced", "interleaved", "stacked", "packed", "einsum", "conv",
-    "addmm", "latent", "module",
+    "addmm", "latent", "module", "apart",
 ]  # fmt: skip
-CROSS_PROJECTIONS = ["separate", "matmul", "fused_weight", "packed", "einsum", "conv", "module"]
+CROSS_PROJECTIONS = [
+    "separate", "matmul", "fused_weight", "packed", "einsum", "conv", "module", "apart",
+]  # fmt: skip
 PROJECTIONS = {True: SELF_PROJECTIONS, False: CROSS_PROJECTIONS}
 CORES = ["sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa"]
 NEED_SCORES = {"talking_before", "talking_after", "probabilities", "max_of_scores"}
@@ -170,6 +172,8 @@ def attention_specs(draw, source: str) -> AttentionSpec:
 
 def consistent(spec: AttentionSpec) -> AttentionSpec:
     """The nearest specification that can be built."""
+    if spec.projection == "apart" and spec.head_dim == 1:
+        spec = replace(spec, projection="separate")  # a layer of one row has no axis
     if spec.projection in ("stacked", "latent", "module"):
         spec = replace(spec, kv_heads=spec.heads)
     if spec.projection in ("stacked", "interleaved", "module"):

@@ -24,5 +24,4 @@ NOT_PRUNABLE: dict[str, str] = {
     "olmo_hybrid": _FLAT_NORM,
     "olmoe": _FLAT_NORM,
     "qwen4_exp_text": "its layers are gated delta rules: no scores are normalised",
-    "zaya": "each value head is a projection of its own, from another position",
 }

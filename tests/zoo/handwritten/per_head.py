@@ -1,4 +1,4 @@
-"""Parameters that each head has one of: scales, gates, sinks; and norms inside a head."""
+"""What each head has one of: weights, modules, scales, gates, sinks; and norms inside a head."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tests.zoo.handwritten.common import (
     HEAD_DIM,
     HEADS,
+    INNER,
     WIDTH,
     Entry,
     Example,
@@ -20,6 +21,58 @@ from tests.zoo.handwritten.common import (
 )
 
 __all__ = ["ENTRIES"]
+
+
+class HeadModules(nn.Module):
+    """Every head a module with an attention of its own; their contexts lie side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(OneHead() for _ in range(HEADS))
+        self.output = nn.Linear(INNER, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One head after the other, and one projection of all."""
+        return self.output(torch.cat([head(x) for head in self.heads], dim=-1))
+
+
+class OneHead(nn.Module):
+    """Causal attention with a single head, as tutorials build it first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (
+            nn.Linear(WIDTH, HEAD_DIM, bias=False) for _ in range(3)
+        )
+        self.register_buffer("mask", torch.tril(torch.ones(32, 32)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The context (batch, length, head dim)."""
+        scores = self.query(x) @ self.key(x).transpose(-2, -1) * HEAD_DIM**-0.5
+        length = x.shape[1]
+        scores = scores.masked_fill(self.mask[:length, :length] == 0, float("-inf"))
+        return scores.softmax(-1) @ self.value(x)
+
+
+class HeadWeights(SplitHeads):
+    """Queries, keys and values of every head come from layers of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("query", "key", "value"):
+            setattr(self, name, SideBySide())
+
+
+class SideBySide(nn.Module):
+    """Layers on one input, their results concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, HEAD_DIM) for _ in range(HEADS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, heads · head dim)."""
+        return torch.cat([layer(x) for layer in self.layers], dim=-1)
 
 
 class Scale(SplitHeads):
@@ -109,6 +162,18 @@ def _stack(attention: type[nn.Module]) -> Example:
 
 
 @expects(attentions=2, prunable=2)
+def head_modules() -> Example:
+    """Attentions of one head before a common output projection."""
+    return _stack(HeadModules)
+
+
+@expects(attentions=2, prunable=2)
+def head_weights() -> Example:
+    """Concatenated before they are split into heads."""
+    return _stack(HeadWeights)
+
+
+@expects(attentions=2, prunable=2)
 def head_scale() -> Example:
     """Temperatures."""
     return _stack(Scale)
@@ -148,7 +213,9 @@ ENTRIES: tuple[Entry, ...] = (
     context_norm,
     head_gate,
     head_input_gate,
+    head_modules,
     head_scale,
     head_sink,
+    head_weights,
     query_key_norm,
 )
