@@ -11,7 +11,7 @@ import torch
 
 from fxslim.constraints import Constraints, allowed_units, held_heads
 from fxslim.costs import Costs
-from fxslim.errors import PlanError
+from fxslim.errors import PlanError, check_choice
 from fxslim.plan import PruningPlan
 from fxslim.scores import Scores
 from fxslim.selection import Problem, select
@@ -121,9 +121,8 @@ def check_target(
         raise ValueError(f"give a sparsity or a budget, not both ({sparsity} and {budget})")
     if budget is not None and costs is None:
         raise ValueError("a budget needs costs: pass costs=fxslim.cost(program, 'flops')")
-    for name, value, known in (("scope", scope, Scope), ("unit", unit, Unit)):
-        if value not in get_args(known):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
+    check_choice("scope", scope, get_args(Scope))
+    check_choice("unit", unit, get_args(Unit))
     if min_heads < 0:
         raise ValueError(f"min_heads must be 0 or more, not {min_heads}")
     for name, value, kind in (("costs", costs, Costs), ("constraints", constraints, Constraints)):
