@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxslim.compile import insert_head_masks, score
 from fxslim.criteria import Criterion, chosen
 from fxslim.cut import cut_attention
 from fxslim.decisions import AtFirstSight, Decisions, Following
@@ -30,6 +29,7 @@ from fxslim.plan import PruningPlan, check_plan
 from fxslim.planning import check_target
 from fxslim.planning import plan as make_plan
 from fxslim.sites import Unit
+from fxslim.steps import insert_head_masks, score
 
 __all__ = ["Backend", "backend", "dynamo_backend"]
 

@@ -15,7 +15,6 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from fxslim import graph
-from fxslim.compile import narrow
 from fxslim.costs import Costs, Resource
 from fxslim.errors import PlanError, UnsupportedSite, check_choice
 from fxslim.examples import Inputs, as_inputs
@@ -26,6 +25,7 @@ from fxslim.parts import meta_of
 from fxslim.placed import Located, Placed
 from fxslim.plan import PruningPlan
 from fxslim.sites import Site, Unit
+from fxslim.steps import narrow
 from fxslim.units import Coupled, couple
 
 __all__ = ["cost"]

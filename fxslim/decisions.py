@@ -12,7 +12,6 @@ import torch
 from torch import fx, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fxslim.compile import insert_head_masks, score
 from fxslim.criteria import Criterion
 from fxslim.dynamo import running_call
 from fxslim.errors import CaptureError, PlanError
@@ -25,6 +24,7 @@ from fxslim.placed import Located
 from fxslim.plan import PruningPlan, check_plan
 from fxslim.planning import plan as make_plan
 from fxslim.sites import AttentionSite, Site, Unit
+from fxslim.steps import insert_head_masks, score
 
 __all__ = ["AtFirstSight", "Decisions", "Following", "narrowed_by"]
 
