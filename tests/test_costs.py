@@ -53,6 +53,13 @@ def test_no_more_goes_than_the_budget_needs():
     assert plan.kept == {"a": [0, 1], "b": [1]}  # a's head is the cheapest, and not needed then
 
 
+def test_sites_that_are_not_planned_for_stay_whole_and_cost_what_they_cost():
+    plan = fxslim.plan(SCORES, SITES[1:], budget=0.85, costs=TABLE)
+    assert (plan.kept, plan.reached) == ({"b": [1]}, {"flops": 19 / 24})
+    with pytest.raises(fxslim.PlanError, match=r"allow, 0\.792 of the flops remain$"):
+        fxslim.plan(SCORES, SITES[1:], budget=0.75, costs=TABLE)
+
+
 def test_a_number_of_heads_that_costs_no_less_is_skipped():
     costs = replace(TABLE, sites={"a": [0.0, 6.0, 5.0], "b": [0.0, 5.0, 10.0]})
     plan = fxslim.plan(SCORES, SITES, budget=0.7, costs=costs, min_heads=0)
