@@ -95,13 +95,12 @@ def prune(
             step("capture")
             program = fxslim.capture(model)
             step("score, narrow, verify")
-            costs = None if budget is None else fxslim.cost(program, cast(Resource, resource))
             slim = fxslim.compile(
                 program,
                 sparsity,
                 criterion=criterion,
                 budget=budget,
-                costs=costs,
+                costs=None if budget is None else cast(Resource, resource),
                 scope=cast(Scope, scope),
                 ffn_sparsity=ffn_sparsity,
             )

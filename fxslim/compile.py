@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import torch
 from torch import nn
 
 from fxslim.constraints import Constraints
-from fxslim.costs import Costs
+from fxslim.costing import cost
+from fxslim.costs import Costs, Resource
 from fxslim.criteria import Criterion, LossFn, chosen, default_criterion
-from fxslim.errors import UnsupportedSite
+from fxslim.errors import UnsupportedSite, check_choice
 from fxslim.examples import Inputs
 from fxslim.keeping import attentions_of, feed_forwards_of, located_for
 from fxslim.locate import locate_parts
 from fxslim.partial import captured
 from fxslim.parts import meta_of
 from fxslim.plan import PruningPlan, with_channels
-from fxslim.planning import check_target
+from fxslim.planning import check_costs, check_target
 from fxslim.planning import plan as make_plan
 from fxslim.repair import repair as refitted
 from fxslim.sites import Site, Unit
@@ -40,7 +42,7 @@ def compile(
     repair: bool | None = None,
     plan: PruningPlan | None = None,
     budget: float | None = None,
-    costs: Costs | None = None,
+    costs: Costs | Resource | None = None,
     scope: Scope = "global",
     unit: Unit = "group",
     min_heads: int = 1,
@@ -67,14 +69,17 @@ def compile(
             needs calibration data.  Where absent: if there is such data and no `criterion`.
         plan: a plan to follow exactly, instead of scoring.
         budget: in place of a sparsity: the share of the dense model's cost that may remain.
-        costs: what each site costs, for a budget; `fxslim.cost` makes them.
+        costs: what the budget is of: "parameters", "flops" or "latency", counted or measured on
+            `example_inputs` by `fxslim.cost`; or what that made.  (Without ``feed_forward=True``
+            it counts channels as whole.)  With a sparsity, the plan says what it reaches.
         scope: "global", "local" or "uniform"; see `fxslim.plan`.
         unit: what goes at a time where query heads share a KV head: "group", "query", or "any",
             which repeats keys and values with an index; see `fxslim.plan`.
         min_heads: heads that stay in every site; 0 lets a whole attention go.
         constraints: what else has to hold; see `fxslim.Constraints`.
         ffn_sparsity: the share of the channels of feed-forward blocks to remove as well, in [0, 1),
-            by the same criterion, in the same scope.
+            by the same criterion, in the same scope.  A budget is met by the heads alone; what
+            channels save comes on top.
         rounding: a feed-forward block keeps a multiple of so many channels.
         dynamic: keep batch and sequence lengths symbolic, as far as the model allows.
         verify: compare slim with masked on the example inputs.
@@ -90,8 +95,12 @@ def compile(
         UnsupportedSite: no attention can be pruned; the message lists why.
         VerificationError: slim and masked differ by more than rounding.
     """
-    check_target(sparsity, scope, unit, min_heads, budget, costs, constraints)
+    check_target(sparsity, scope, unit, min_heads, budget, constraints)
     check_target(ffn_sparsity, scope, unit, rounding)
+    if isinstance(costs, str):
+        check_choice("costs", costs, get_args(Resource))
+    else:
+        check_costs(costs, budget, unit)
     batches = None if calibration is None else again(calibration)
     repairing = (batches is not None and criterion is None) if repair is None else repair
     if repairing and batches is None:
@@ -114,6 +123,8 @@ def compile(
     masked = mask_located(program, located)
     scores: dict[str, torch.Tensor] = {}
     if plan is None:
+        if isinstance(costs, str):
+            costs = cost(program, costs, example_inputs, unit=unit, feed_forward=bool(blocks))
         scores = score(masked, criterion, batches, loss_fn)
         plan = PruningPlan({}, 0.0)
         if not channels_only:
@@ -131,7 +142,7 @@ def compile(
         if blocks:
             whole = Constraints(multiple_of=rounding)
             cut = make_plan(scores, blocks, ffn_sparsity, scope=scope, constraints=whole)
-            plan = with_channels(plan, cut)
+            plan = with_channels(plan, cut, costs)
     slim = narrow_located(program, located, plan)
     placed = [one for part in located.values() for one in part.placed]
     difference = check(slim, masked, plan, placed) if verify else None
