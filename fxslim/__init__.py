@@ -2,7 +2,7 @@
 
 from fxslim.backend import backend
 from fxslim.capture import capture
-from fxslim.compile import Report, compile, insert_head_masks, narrow, score
+from fxslim.compile import compile
 from fxslim.constraints import Constraints
 from fxslim.costing import cost
 from fxslim.costs import Costs
@@ -30,6 +30,7 @@ from fxslim.scores import Scores
 from fxslim.show import show
 from fxslim.sites import AttentionSite, FeedForwardSite, Projection
 from fxslim.slimming import model_slim
+from fxslim.steps import Report, insert_head_masks, narrow, score
 from fxslim.verify import verify
 
 PythonMultiheadAttentionPruner = MultiheadAttentionPruner

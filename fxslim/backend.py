@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxslim.compile import insert_head_masks, score
+from fxslim.compile import check_prunable
 from fxslim.criteria import Criterion, chosen
 from fxslim.cut import cut_attention
 from fxslim.decisions import AtFirstSight, Decisions, Following
@@ -23,12 +23,11 @@ from fxslim.dispatch import Dispatch
 from fxslim.dynamo import Traced, trace
 from fxslim.errors import CaptureError
 from fxslim.graph import user_name
-from fxslim.locate import find_attention, locate
+from fxslim.locate import locate
 from fxslim.partial import captured
 from fxslim.placed import Located
 from fxslim.plan import PruningPlan, check_plan
 from fxslim.planning import check_target
-from fxslim.planning import plan as make_plan
 from fxslim.sites import Unit
 
 __all__ = ["Backend", "backend", "dynamo_backend"]
@@ -145,6 +144,7 @@ def backend(
         ValueError, TypeError: a bad argument, before any work.
         CaptureError: `model` is to be planned for and cannot be captured; make a plan with
             `fxslim.capture` and example inputs.
+        UnsupportedSite: it is to be planned for, and no attention of it can be pruned; lists why.
     """
     check_target(sparsity, "local", unit, min_heads)
     chosen(criterion, None)
@@ -155,26 +155,13 @@ def backend(
     if mode is not None and inner_options is not None:
         raise ValueError("give the inner backend a mode or inner_options, not both")
     share = 0.5 if sparsity is None else sparsity
+    by_weights = AtFirstSight(share, criterion, unit, min_heads)
     if model is not None and plan is None:
-        plan = _plan_of(model, share, criterion, unit, min_heads)
-    decide: Decisions = (
-        Following(plan, model)
-        if plan is not None
-        else AtFirstSight(share, criterion, unit, min_heads)
-    )
+        check_prunable(by_weights.decide_for(captured(model)), type(model).__name__)
+    decide = by_weights if plan is None else Following(plan, model)
     given = {"mode": mode, "options": dict(inner_options) if inner_options else None}
     given = {name: value for name, value in given.items() if value is not None}
     return Backend(decide, unit, inner, given)
-
-
-def _plan_of(
-    model: nn.Module, sparsity: float, criterion: str | Criterion, unit: Unit, min_heads: int
-) -> PruningPlan:
-    """A plan for the whole model."""
-    program = captured(model)
-    sites = find_attention(program, unit=unit)
-    scores = score(insert_head_masks(program), criterion)
-    return make_plan(scores, sites, sparsity, unit=unit, min_heads=min_heads)
 
 
 def dynamo_backend(

@@ -14,7 +14,7 @@ from rich.console import Console
 import fxslim
 from fxslim import demo as demonstration
 from fxslim.costs import Resource
-from fxslim.errors import FxslimError
+from fxslim.errors import FxslimError, check_choice
 from fxslim.measure import totals
 from fxslim.report import site_table, totals_table
 from fxslim.sites import Site
@@ -95,13 +95,12 @@ def prune(
             step("capture")
             program = fxslim.capture(model)
             step("score, narrow, verify")
-            costs = None if budget is None else fxslim.cost(program, cast(Resource, resource))
             slim = fxslim.compile(
                 program,
                 sparsity,
                 criterion=criterion,
                 budget=budget,
-                costs=costs,
+                costs=None if budget is None else cast(Resource, resource),
                 scope=cast(Scope, scope),
                 ffn_sparsity=ffn_sparsity,
             )
@@ -135,12 +134,8 @@ def _check(
         raise ValueError(f"--budget must be in (0, 1], not {budget}")
     if sparsity is not None and budget is not None:
         raise ValueError("give --sparsity or --budget, not both")
-    for name, value, choices in (
-        ("resource", resource, get_args(Resource)),
-        ("scope", scope, get_args(Scope)),
-    ):
-        if value not in choices:
-            raise ValueError(f"--{name} must be one of {', '.join(choices)}, not {value!r}")
+    check_choice("--resource", resource, get_args(Resource))
+    check_choice("--scope", scope, get_args(Scope))
     if criterion not in fxslim.CRITERIA:
         known = ", ".join(fxslim.CRITERIA)
         raise ValueError(f"--criterion {criterion!r} is unknown; known: {known}")

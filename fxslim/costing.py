@@ -15,9 +15,8 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from fxslim import graph
-from fxslim.compile import narrow
 from fxslim.costs import Costs, Resource
-from fxslim.errors import PlanError, UnsupportedSite
+from fxslim.errors import PlanError, UnsupportedSite, check_choice
 from fxslim.examples import Inputs, as_inputs
 from fxslim.keeping import sites_of
 from fxslim.locate import locate_parts
@@ -26,6 +25,7 @@ from fxslim.parts import meta_of
 from fxslim.placed import Located, Placed
 from fxslim.plan import PruningPlan
 from fxslim.sites import Site, Unit
+from fxslim.steps import narrow
 from fxslim.units import Coupled, couple
 
 __all__ = ["cost"]
@@ -93,9 +93,8 @@ _DENSE: Key = (-1, -1)
 
 
 def _check(program: nn.Module, resource: Resource, unit: Unit, points: int) -> None:
-    for name, value, known in (("resource", resource, Resource), ("unit", unit, Unit)):
-        if value not in get_args(known):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
+    check_choice("resource", resource, get_args(Resource))
+    check_choice("unit", unit, get_args(Unit))
     if points < 2:
         raise ValueError(f"points must be 2 or more, not {points}")
     if resource == "latency" and any(p.is_meta for p in program.parameters()):

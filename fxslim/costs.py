@@ -46,6 +46,10 @@ class Costs:
         rows = self.sites.items()
         return self.rest + sum(row[len(kept[n]) if n in kept else -1] for n, row in rows)
 
+    def share(self, kept: Mapping[str, list[int]]) -> float:
+        """The same as a share of what the whole model costs."""
+        return self.total(kept) / self.total()
+
     def to_json(self) -> str:
         """The table as JSON."""
         return json.dumps(asdict(self))

@@ -12,7 +12,6 @@ import torch
 from torch import fx, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fxslim.compile import insert_head_masks, score
 from fxslim.criteria import Criterion
 from fxslim.dynamo import running_call
 from fxslim.errors import CaptureError, PlanError
@@ -25,6 +24,7 @@ from fxslim.placed import Located
 from fxslim.plan import PruningPlan, check_plan
 from fxslim.planning import plan as make_plan
 from fxslim.sites import AttentionSite, Site, Unit
+from fxslim.steps import insert_head_masks, score
 
 __all__ = ["AtFirstSight", "Decisions", "Following", "narrowed_by"]
 
@@ -136,7 +136,8 @@ class AtFirstSight:
 
     The model is the module whose call is being compiled; it is captured with the inputs of that
     call, unless the graph is all of it.  Where there is none (a function is compiled) or it cannot
-    be captured, the attentions of a graph are planned for by themselves.
+    be captured, the attentions of a graph are planned for by themselves.  `decide_for` plans for a
+    model beforehand.
 
     What was decided is remembered as long as the weights live, so it stays the same however often a
     piece is compiled, and whichever piece an attention is met in.
@@ -179,11 +180,17 @@ class AtFirstSight:
                 stacklevel=4,
             )
             return
+        self.decide_for(program)
+
+    def decide_for(self, program: nn.Module) -> list[AttentionSite]:
+        """Decide for what is not remembered of a captured model; all attentions that it has."""
         sites = find_attention(program, unit=self.unit)
-        if any(site.prunable for site in sites):
+        outputs = [p.weight for site in sites for p in site.output]
+        weights = {name: attribute(program, name) for name in outputs}
+        if self._undecided(sites, weights):
             scores = score(insert_head_masks(program, sites), self.criterion)
-            outputs = [p.weight for site in sites for p in site.output]
-            self._decide(sites, scores, {name: attribute(program, name) for name in outputs})
+            self._decide(sites, scores, weights)
+        return sites
 
     def _undecided(self, sites: Sequence[AttentionSite], weights: Weights) -> list[AttentionSite]:
         """The prunable sites of which nothing is remembered, and those that go with them."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 __all__ = [
     "CaptureError",
     "CheckpointError",
@@ -9,6 +12,7 @@ __all__ = [
     "PlanError",
     "UnsupportedSite",
     "VerificationError",
+    "check_choice",
 ]
 
 
@@ -34,3 +38,13 @@ class VerificationError(FxslimError):
 
 class CheckpointError(FxslimError):
     """A saved slim model or plan cannot be read back, or does not belong to this model."""
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse an argument that is none of the names it may be.
+
+    Raises:
+        ValueError: names the argument, quotes what was given and lists what is known.
+    """
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")

@@ -57,7 +57,8 @@ class PrunePass(CustomGraphPass):
         program = traced.program
         weights = {name: without_data(attribute(program, name)) for name in traced.weights}
         located = locate(program, feed_forward=True)
-        slim, narrow = narrowed_by(Following(self.plan), located, weights)
+        decide = Following(self.plan, program)  # not the model: these are no weights of its own
+        slim, narrow = narrowed_by(decide, located, weights)
         if narrow:
             _replace(graph, lifted(slim, traced.weights, narrow, inside=True))
 

@@ -46,9 +46,7 @@ class PruningPlan:
         chosen = whole | {name: sorted(heads) for name, heads in kept.items()}
         heads = sum(map(len, whole.values()))
         gone = sum(len(whole[name]) - len(chosen[name]) for name in whole)
-        reached: dict[str, float] = {}
-        if costs is not None:
-            reached[costs.resource] = costs.total(chosen) / costs.total()
+        reached: dict[str, float] = {} if costs is None else {costs.resource: costs.share(chosen)}
         made = cls(chosen, gone / heads if heads else 0.0, reached)
         check_plan(made, sites)
         return made
@@ -76,10 +74,14 @@ class PruningPlan:
             ) from error
 
 
-def with_channels(heads: PruningPlan, channels: PruningPlan) -> PruningPlan:
-    """A plan for attentions and one for feed-forward blocks, as one."""
-    reached = heads.reached | {"channels": 1 - channels.sparsity}
-    return PruningPlan(heads.kept | channels.kept, heads.sparsity, reached)
+def with_channels(
+    heads: PruningPlan, channels: PruningPlan, costs: Costs | None = None
+) -> PruningPlan:
+    """A plan for attentions and one for feed-forward blocks, as one, and what it reaches."""
+    kept = heads.kept | channels.kept
+    reached: dict[str, float] = {} if costs is None else {costs.resource: costs.share(kept)}
+    reached["channels"] = 1 - channels.sparsity
+    return PruningPlan(kept, heads.sparsity, reached)
 
 
 def check_plan(chosen: PruningPlan, sites: Sequence[Site]) -> None:

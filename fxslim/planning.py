@@ -11,7 +11,7 @@ import torch
 
 from fxslim.constraints import Constraints, allowed_units, held_heads
 from fxslim.costs import Costs
-from fxslim.errors import PlanError
+from fxslim.errors import PlanError, check_choice
 from fxslim.plan import PruningPlan
 from fxslim.scores import Scores
 from fxslim.selection import Problem, select
@@ -19,7 +19,7 @@ from fxslim.sites import Site, Unit
 from fxslim.targets import Scope, Target, check_reachable, in_scope, target_of
 from fxslim.units import Coupled, Head, couple
 
-__all__ = ["check_target", "plan"]
+__all__ = ["check_costs", "check_target", "plan"]
 
 
 def plan(
@@ -60,7 +60,8 @@ def plan(
         PlanError: no site is prunable, or the budget or the constraints cannot be met; says what
             can.
     """
-    check_target(sparsity, scope, unit, min_heads, budget, costs, constraints)
+    check_target(sparsity, scope, unit, min_heads, budget, constraints)
+    check_costs(costs, budget, unit)
     if budget is None and sparsity is None:
         sparsity = 0.5
     constraints = constraints or Constraints()
@@ -102,7 +103,6 @@ def check_target(
     unit: Any,
     min_heads: Any,
     budget: Any = None,
-    costs: Any = None,
     constraints: Any = None,
 ) -> None:
     """Refuse a target that means nothing.
@@ -119,16 +119,27 @@ def check_target(
         raise ValueError(f"budget must be in (0, 1], not {budget}")
     if sparsity is not None and budget is not None:
         raise ValueError(f"give a sparsity or a budget, not both ({sparsity} and {budget})")
-    if budget is not None and costs is None:
-        raise ValueError("a budget needs costs: pass costs=fxslim.cost(program, 'flops')")
-    for name, value, known in (("scope", scope, Scope), ("unit", unit, Unit)):
-        if value not in get_args(known):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
+    check_choice("scope", scope, get_args(Scope))
+    check_choice("unit", unit, get_args(Unit))
     if min_heads < 0:
         raise ValueError(f"min_heads must be 0 or more, not {min_heads}")
-    for name, value, kind in (("costs", costs, Costs), ("constraints", constraints, Constraints)):
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(f"{name} must be fxslim.{kind.__name__}, not {type(value).__name__}")
+    if constraints is not None and not isinstance(constraints, Constraints):
+        raise TypeError(f"constraints must be fxslim.Constraints, not {type(constraints).__name__}")
+
+
+def check_costs(costs: Any, budget: Any, unit: Any) -> None:
+    """Refuse costs that do not go with a target.
+
+    Raises:
+        TypeError, ValueError: they are none, or those of another unit; or a budget has none.
+    """
+    if budget is not None and costs is None:
+        raise ValueError(
+            "a budget needs costs: pass costs=fxslim.cost(program, 'flops'), or to fxslim.compile "
+            "costs='flops'"
+        )
+    if costs is not None and not isinstance(costs, Costs):
+        raise TypeError(f"costs must be fxslim.Costs, not {type(costs).__name__}")
     if costs is not None and costs.unit != unit:
         raise ValueError(f"the costs are those of unit={costs.unit!r}, the plan has {unit!r}")
 

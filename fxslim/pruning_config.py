@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fxslim.errors import PlanError, UnsupportedSite
+from fxslim.errors import PlanError, UnsupportedSite, check_choice
 from fxslim.head_scores import CRITERION_TYPES, REDUCTIONS
 from fxslim.schedules import DECAYS, Schedule
 from fxslim.sites import AttentionSite, FeedForwardSite, Site
@@ -65,7 +65,7 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         for key, known in _CHOICES.items():
-            _check_choice(key, getattr(self, key), known)
+            check_choice(key, getattr(self, key), known)
         for key in _RATIOS:
             _check_number(key, getattr(self, key), (int, float), 0, 1)
         for key in ("start_step", "end_step"):
@@ -175,11 +175,6 @@ def _named(names: Sequence[str], sites: Sequence[Site]) -> set[str]:
             )
         found |= matching
     return found
-
-
-def _check_choice(key: str, value: Any, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{key} must be one of {', '.join(known)}, not {value!r}")
 
 
 def _check_number(

@@ -49,20 +49,28 @@ class Problem:
 def select(problem: Problem) -> torch.Tensor:
     """Which units to remove, bool (choices, units).
 
-    With interactions, the better of two: removed with them in view, or as if there were none; both
-    rearranged with them in view.
+    With interactions, the best of three: removed with them in view, or as if there were none, or
+    rearranged as if there were none, too; all are rearranged with them in view.  So they never make
+    it worse.
     """
-    other = _Selection(problem, None)
-    other.merge()
+    alone = _merged(problem)
+    alone.rearrange()
     if problem.pairs is None:
-        other.rearrange()
-        return other.removed
-    found = _Selection(problem, problem.pairs)
+        return alone.removed
+    found, merged = _Selection(problem, problem.pairs), _merged(problem)
     found.descend()
-    found.rearrange()
-    other.interact(problem.pairs)
-    other.rearrange()
-    return min(found, other, key=_Selection.quality).removed
+    for selection in (merged, alone):
+        selection.interact(problem.pairs)
+    for selection in (found, merged, alone):
+        selection.rearrange()
+    return min(found, merged, alone, key=_Selection.quality).removed
+
+
+def _merged(problem: Problem) -> _Selection:
+    """What is removed where units do not interact."""
+    selection = _Selection(problem, None)
+    selection.merge()
+    return selection
 
 
 class _Selection:

@@ -17,7 +17,7 @@ from fxslim.progress import tracked
 from fxslim.sites import Site
 from fxslim.streams import LossFn, averages, check_values, given, reduce_sum
 
-__all__ = ["Sensitivity", "Snip", "loss_of"]
+__all__ = ["Sensitivity", "Snip"]
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,14 @@ def _gradients(
     check_values(masked)
     count = 0
     for batch in tracked(given(calibration), "scoring heads"):
-        loss = loss_of(call_with(masked, batch), loss_fn)
+        loss = _loss_of(call_with(masked, batch), loss_fn)
         yield torch.autograd.grad(loss, list(wanted), allow_unused=True)
         count += 1
     if not count:
         raise ValueError("calibration has no batches")
 
 
-def loss_of(output: Any, loss_fn: LossFn | None) -> torch.Tensor:
+def _loss_of(output: Any, loss_fn: LossFn | None) -> torch.Tensor:
     """What `loss_fn` makes of an output, or the loss that it has already."""
     if loss_fn is not None:
         return loss_fn(output)

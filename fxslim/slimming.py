@@ -57,9 +57,7 @@ def model_slim(model: nn.Module, example_inputs: Inputs | None = None) -> nn.Mod
         product = multiplied(weight.detach(), site, projection, masks[site.name])
         kind = nn.Parameter(product, requires_grad=weight.requires_grad)
         set_attribute(program, projection.weight, kind)
-    attentions = find_attention(program)
-    if _parts_units(program, attentions):
-        attentions = find_attention(program, unit="any")
+    attentions = find_attention(program, unit="any")  # of those, whole groups go as groups
     heads, channels = (_plan(program, s) for s in (attentions, find_feed_forward(program)))
     plan = with_channels(heads, channels) if channels.sparsity else heads
     if not (heads.sparsity or channels.sparsity):
@@ -105,12 +103,6 @@ def _plain(program: nn.Module) -> nn.Module:
     meta_of(plain).pop("sites", None)
     drop_state_(plain)
     return plain
-
-
-def _parts_units(program: nn.Module, sites: Sequence[Site]) -> bool:
-    """Whether heads are zero and others that go with them are not."""
-    pairs = ((_zero_heads(program, site), site.unit) for site in sites if site.prunable)
-    return any(0 < len(zero & set(unit)) < len(unit) for zero, units in pairs for unit in units)
 
 
 def _plan(program: nn.Module, sites: Sequence[Site]) -> PruningPlan:

@@ -51,7 +51,8 @@ def target_of(
     if budget is not None:
         assert costs is not None
         rows = [_row(costs, choice) for choice in coupled]
-        upper = budget * costs.total() * (1 + 1e-9) - costs.rest
+        saved = (1 - budget * (1 + 1e-9)) * costs.total()
+        upper = sum(row[-1] for row in rows) - saved
         return Target(f"budget={budget}", None, rows, -math.inf, upper)
     assert sparsity is not None
     heads = [[choice.fewest(site) for site in choice.sites] for choice in coupled]
@@ -158,9 +159,9 @@ def check_reachable(allowed: Allowed, target: Target, costs: Costs | None) -> No
     Raises:
         PlanError: says what was asked for and what is possible.
     """
+    total = target.cost([len(row) - 1 for row in allowed])
     most = target.cost([_nearest(row, len(row)) for row in allowed])
     if most < target.lower:
-        total = target.cost([len(row) - 1 for row in allowed])
         raise PlanError(
             f"{target.asked} lets {total - target.lower:g} of {total:g} heads go, but the "
             f"constraints (multiple_of, max_share) make {total - most:g} go"
@@ -170,7 +171,7 @@ def check_reachable(allowed: Allowed, target: Target, costs: Costs | None) -> No
         for row, fit in zip(target.rows, allowed, strict=True)
     )
     if costs is not None and target.share is None and least > target.upper:
-        share = (least + costs.rest) / costs.total()
+        share = 1 - (total - least) / costs.total()
         raise PlanError(
             f"{target.asked} cannot be reached: with the fewest heads that the scope and the "
             f"constraints allow, {share:.3f} of the {costs.resource} remain"

@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fxslim.capture import without_cache
-from fxslim.compile import check_prunable, insert_head_masks
+from fxslim.compile import check_prunable
 from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
 from fxslim.locate import find_attention, find_feed_forward
@@ -25,6 +25,7 @@ from fxslim.masks import head_masks
 from fxslim.partial import captured
 from fxslim.parts import meta_of
 from fxslim.sites import AttentionSite, FeedForwardSite, Site
+from fxslim.steps import insert_head_masks
 from fxslim.training_masks import HeadMasks, masks_of, owner_of
 from fxslim.verify import largest_difference, output_values
 

@@ -14,8 +14,8 @@ from torch import fx, nn
 from torch.export import Dim, ShapesCollection
 from torch.utils import _pytree as pytree
 
-from fxslim.compile import Report
 from fxslim.errors import FxslimError
+from fxslim.steps import Report
 
 __all__ = ["Steps", "import_transformers", "load_model", "save"]
 

@@ -14,7 +14,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from fxslim.axes import Axis, leaves, size
 from fxslim.calls import Dims
 from fxslim.contexts import Context
-from fxslim.graph import generic_size, is_symbolic, is_tensor
+from fxslim.graph import is_symbolic, is_tensor, shape
 from fxslim.masks import mask_name
 from fxslim.matrices import product_of
 from fxslim.parts import path_of
@@ -46,6 +46,14 @@ class InsertHeadMasks(GraphPass):
     @functools.cached_property
     def _weights(self) -> Weights:
         return Weights(self.located.axis_map)
+
+    @functools.cached_property
+    def _batch(self) -> int | None:
+        """The (generic) size of the first dimension of the inputs, where it is symbolic."""
+        places = self.located.axis_map.program.graph.find_nodes(op="placeholder")
+        shapes = (shape(place.meta["val"]) for place in places if is_tensor(place))
+        first = next((sizes[0] for sizes in shapes if sizes), None)
+        return first if first is not None and is_symbolic(first) else None
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Return the masked program; each mask is (heads,), of its operand's dtype and device.
@@ -89,7 +97,8 @@ class InsertHeadMasks(GraphPass):
         if any(is_symbolic(size(dim)) for dim in summed):
             return []
         heads = _head_of_each_position(placed, summed).expand([size(dim) for dim in summed])
-        samples = _batch_dimension(axis_map.program, operand)
+        batch = [d for d, n in enumerate(shape(operand.meta["val"])) if n == self._batch]
+        samples = batch[0] if len(batch) == 1 else None
         part = path_of(axis_map.program)
         name = placed.site.name
         return [Context(name, part, product.name, found, samples, heads.flatten())]
@@ -132,27 +141,17 @@ def _multiply(
         return merged
 
 
-def _batch_dimension(program: fx.GraphModule, node: fx.Node) -> int | None:
-    """The dimension of `node` whose symbolic size is that of the first dimension of the inputs."""
-    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and is_tensor(n)]
-    batch = next((value.shape[0] for value in inputs if value.ndim), None)
-    if not isinstance(batch, torch.SymInt):
-        return None
-    sizes = [generic_size(n) for n in node.meta["val"].shape]
-    return sizes.index(generic_size(batch)) if sizes.count(generic_size(batch)) == 1 else None
-
-
 def _head_of_each_position(placed: Placed[Site], dims: Dims) -> torch.Tensor:
     """LongTensor that broadcasts against `dims`: head numbers, ``len(heads)`` for none."""
     axes = list(dict.fromkeys(axis for head in placed.heads for axis in head))
     carrying = [bool(set(leaves(dim)) & set(axes)) for dim in dims]
-    shape = [size(dim) if has else 1 for dim, has in zip(dims, carrying, strict=True)]
-    code = torch.zeros(shape, dtype=torch.long)
+    sizes = [size(dim) if has else 1 for dim, has in zip(dims, carrying, strict=True)]
+    code = torch.zeros(sizes, dtype=torch.long)
     for axis in axes:
         code = code * (axis.size + 1) + _coordinate_grid(axis, dims, carrying) + 1
     numbers = {_code(head, axes): number for number, head in enumerate(placed.heads)}
     flat = [numbers.get(value, len(placed.heads)) for value in code.flatten().tolist()]
-    return torch.tensor(flat, dtype=torch.long).reshape(shape)
+    return torch.tensor(flat, dtype=torch.long).reshape(sizes)
 
 
 def _coordinate_grid(axis: Axis, dims: Dims, carrying: list[bool]) -> torch.Tensor:

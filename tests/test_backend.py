@@ -261,9 +261,8 @@ def compiled(model, how, **options):
     options |= {"sparsity": 0.25, "criterion": "magnitude"}
     if how == "by name":
         return torch.compile(model, backend="fxslim", options=options | {"inner": "eager"})
-    if how == "model":
-        return torch.compile(model, backend=fxslim.backend(model=model, inner="eager", **options))
-    backend = fxslim.backend(inner="eager", **options)
+    given = model if how == "function of a model" else None
+    backend = fxslim.backend(inner="eager", model=given, **options)
     if how == "method":
         model.compile(backend=backend)
         return model
@@ -274,7 +273,7 @@ def compiled(model, how, **options):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("how", ["by name", "model", "method", "forward"])
+@pytest.mark.parametrize("how", ["by name", "function of a model", "method", "forward"])
 def test_the_whole_model_is_planned_for_though_its_graph_breaks(how):
     model, x = unequal(), example()
     planned = fxslim.compile(whole(model), 0.25, x, criterion="magnitude")
@@ -307,6 +306,17 @@ def test_generate_decodes_with_what_is_left():
     kept = {name: next(iter(remembered[weight].values())) for name, weight in outputs.items()}
     expected = without_heads(dense, sites, kept).generate(inputs["input_ids"], **greedy)
     assert torch.equal(tokens, expected)
+
+
+@torch.no_grad()
+def test_what_was_decided_for_a_model_is_not_decided_again():
+    model = unequal()
+    decide = fxslim.backend(model=model, sparsity=0.25, inner="eager").decide
+    before = copy.deepcopy(list(decide.remembered.values()))
+    for parameter in model.layers[0].parameters():
+        parameter.data.zero_()
+    assert len(decide.decide_for(fxslim.capture(model, example()))) == 3
+    assert list(decide.remembered.values()) == before
 
 
 class Guarded(nn.Module):
@@ -577,7 +587,7 @@ def test_inner_options_reach_the_inner_backend():
         ({"unit": "layer"}, ValueError, "unit must be one of group, query, any, not 'layer'"),
         ({"sparsity": 0.5, "plan": PLAN}, ValueError, "give a sparsity or a plan, not both"),
         ({"plan": {"a": [0]}}, TypeError, "plan must be fxslim.PruningPlan, not dict"),
-        ({"model": nn.Linear(1, 1)}, fxslim.PlanError, "no site is prunable"),
+        ({"model": nn.Linear(1, 1)}, fxslim.UnsupportedSite, "Linear has no attention: "),
         (
             {"mode": "default", "inner_options": {}},
             ValueError,

@@ -444,6 +444,13 @@ def test_inductor():
             ValueError,
             "this criterion needs calibration batches: pass calibration=[...]",
         ),
+        ({"budget": 0.5}, ValueError, "a budget needs costs: pass costs=fxslim.cost(program, 'fl"),
+        (
+            {"budget": 0.5, "costs": "memory"},
+            ValueError,
+            "costs must be one of parameters, flops, latency, not 'memory'",
+        ),
+        ({"budget": 0.5, "costs": {}}, TypeError, "costs must be fxslim.Costs, not dict"),
         ({"example_inputs": 3}, TypeError, "example_inputs must be a tensor, a tuple "),
     ],
 )

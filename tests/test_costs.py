@@ -9,7 +9,7 @@ import torch
 import fxslim
 from fxslim import Costs
 from fxslim.errors import CheckpointError
-from fxslim.measure import count_flops, count_parameters
+from fxslim.measure import bind, count_flops, count_parameters
 from tests.models import Attention, Residual, captured, example
 from tests.test_plan import site
 
@@ -51,6 +51,13 @@ def test_no_more_goes_than_the_budget_needs():
     scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}
     plan = fxslim.plan(scores, SITES, budget=23 / 30, costs=costs)
     assert plan.kept == {"a": [0, 1], "b": [1]}  # a's head is the cheapest, and not needed then
+
+
+def test_sites_that_are_not_planned_for_stay_whole_and_cost_what_they_cost():
+    plan = fxslim.plan(SCORES, SITES[1:], budget=0.85, costs=TABLE)
+    assert (plan.kept, plan.reached) == ({"b": [1]}, {"flops": 19 / 24})
+    with pytest.raises(fxslim.PlanError, match=r"allow, 0\.792 of the flops remain$"):
+        fxslim.plan(SCORES, SITES[1:], budget=0.75, costs=TABLE)
 
 
 def test_a_number_of_heads_that_costs_no_less_is_skipped():
@@ -202,6 +209,32 @@ def test_a_model_that_cannot_be_pruned_says_why():
     _, _, program = captured("talking-heads")
     with pytest.raises(fxslim.UnsupportedSite, match=r"^no attention can be pruned\n  layers.0"):
         fxslim.cost(program, "parameters")
+
+
+@pytest.mark.parametrize("resource", ["parameters", "flops"])
+def test_compile_counts_costs_by_name_on_the_inputs_it_is_given(resource):
+    model, x = Residual(a=Attention(), b=Attention()), example(4, 9)
+    slim = fxslim.compile(model, budget=0.7, example_inputs=x, costs=resource)
+    program = fxslim.capture(model, x)
+    costs = fxslim.cost(program, resource, x)
+    assert fxslim.compile(program, budget=0.7, costs=costs).code == slim.code
+    count = {"parameters": count_parameters, "flops": lambda m: count_flops(bind(m, x))}[resource]
+    assert fxslim.Report.of(slim).plan.reached == {resource: count(slim) / count(program)}
+    assert count(slim) <= 0.7 * count(program)
+
+
+@pytest.mark.parametrize("resource", ["parameters", "flops", "latency"])
+def test_compile_says_what_a_sparsity_reaches(resource, monkeypatch):
+    monkeypatch.setattr("fxslim.costing.interleave", lambda calls, **_: dict.fromkeys(calls, (1,)))
+    slim = fxslim.compile(Attention(), 0.5, example(), costs=resource)
+    assert list(fxslim.Report.of(slim).plan.reached) == [resource]
+
+
+def test_a_plan_that_is_followed_costs_nothing_to_count(monkeypatch):
+    monkeypatch.setattr("fxslim.costing.count_flops", None)  # it is not called
+    plan = fxslim.PruningPlan({"attention": [1, 2]}, 0.5)
+    slim = fxslim.compile(Attention(), example_inputs=example(), plan=plan, costs="flops")
+    assert fxslim.Report.of(slim).plan == plan
 
 
 def test_compile_takes_a_budget():

@@ -265,6 +265,25 @@ def test_repair_brings_the_model_nearer_to_the_dense_one():
     assert error(repair=True) < 0.5 * error(repair=False)
 
 
+@pytest.mark.parametrize("target", [{"budget": 0.9}, {"sparsity": 0.5}, {"sparsity": 0.0}])
+def test_what_heads_and_channels_reach_is_what_is_left_of_both(target):
+    program = fxslim.capture(Residual(attention=Attention(), block=Gated()), example())
+    slim = fxslim.compile(program, **target, costs="parameters", ffn_sparsity=0.5)
+    reached = fxslim.Report.of(slim).plan.reached
+    left = count_parameters(slim) / count_parameters(program)
+    assert reached == {"parameters": left, "channels": 0.5}
+
+
+def test_the_heads_alone_meet_a_budget_beside_a_share_of_the_channels():
+    program = fxslim.capture(Residual(attention=Attention(), block=Gated()), example())
+    heads, both = (
+        fxslim.Report.of(fxslim.compile(program, budget=0.9, costs="parameters", **options)).plan
+        for options in ({}, {"ffn_sparsity": 0.5})
+    )
+    assert both.kept["layers.attention"] == heads.kept["layers.attention"]
+    assert both.reached["parameters"] < heads.reached["parameters"] <= 0.9
+
+
 def test_channels_alone():
     model = Residual(block=Mlp())
     slim = fxslim.compile(model, 0.0, example(), ffn_sparsity=0.5)

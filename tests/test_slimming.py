@@ -71,14 +71,16 @@ def test_groups_go_if_all_of_them_is_zero():
     assert_computes_the_same(slim, model, x)
 
 
-def test_single_query_heads_go_where_keys_are_repeated():
+@pytest.mark.parametrize(("gone", "key_heads"), [([0], 2), ([0, 1], 1), ([0, 2, 3], 1)])
+def test_where_keys_are_repeated_single_heads_go_or_groups_with_their_keys(gone, key_heads):
     model, (x,) = HANDWRITTEN["gqa-repeat-interleave"]()
     (site, *_) = fxslim.find_attention(fxslim.capture(model, (x,)))
-    (output,) = site.output
+    (output,), (key,) = site.output, site.key
     with torch.no_grad():
-        model.get_parameter(output.weight)[:, output.index[0]] = 0
+        model.get_parameter(output.weight)[:, output.index[gone].flatten()] = 0
     slim = fxslim.model_slim(model, (x,))
-    assert kept(slim)[site.name] == list(range(1, site.num_heads))
+    assert kept(slim)[site.name] == [head for head in range(4) if head not in gone]
+    assert len(slim.get_parameter(key.weight)) == key_heads * site.head_dim
     assert_computes_the_same(slim, model, x)
 
 

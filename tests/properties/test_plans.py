@@ -219,6 +219,22 @@ def test_interactions_never_make_it_worse(case):
             assert loss_of(matrix, removed) <= loss_of(matrix, alone) + 1e-6
 
 
+def test_an_exchange_without_interactions_may_be_the_better_start():
+    """Units that undo each other in pairs: the best two are found from where none interact."""
+    factors = torch.tensor([[1.26], [-1.59], [2.58], [-2.51]], dtype=torch.float64)
+    matrix = factors @ factors.mT
+    problem = Problem(
+        loss=matrix.diagonal().reshape(2, 2).clone(),
+        pairs=2 * (matrix - matrix.diagonal().diag()),
+        units=torch.tensor([2, 2]),
+        allowed=torch.ones(2, 3, dtype=torch.bool),
+        cost=torch.tensor([[0.0, 3.0, 6.0], [0.0, 8.0, 14.0]]),
+        lower=-math.inf,
+        upper=7.3,
+    )
+    assert select(problem).tolist() == [[False, False], [True, True]]
+
+
 def best(matrix, problem):
     """The least loss of any removal that meets the target exactly as asked."""
     found = math.inf
