@@ -58,7 +58,7 @@ def capture_call(
     if callee is not model:
         notes.append("called with use_cache=False: cached keys and values would be graph outputs")
     with _unchanged(model):
-        exported = export(callee, args, kwargs, dynamic, notes)
+        exported = export(_with_names(callee, kwargs), args, kwargs, dynamic, notes)
     program = tidied(exported, model)
     if notes[-1] == SYMBOLIC_LENGTHS:
         notes[-1:] = list(_fixed_sizes(program)) or [SYMBOLIC_LENGTHS]
@@ -97,13 +97,39 @@ def check_model(model: nn.Module) -> None:
 
 
 def without_cache(model: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The model called without a key-value cache: a cache would make keys and values outputs."""
+    """The model called without a key-value cache: a cache would make keys and values outputs.
+
+    It is asked to by name, or where it hands on what it does not name and its config has a cache.
+    """
     parameters = inspect.signature(model.forward).parameters
-    if "use_cache" not in parameters or "use_cache" in kwargs:
+    hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    caches = getattr(getattr(model, "config", None), "use_cache", False) is True
+    if "use_cache" in kwargs or not ("use_cache" in parameters or (hands_on and caches)):
         return model
     without = copy.copy(model)
     without.forward = functools.partial(model.forward, use_cache=False)
     return without
+
+
+def _with_names(model: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The model with a name for every argument that its ``**kwargs`` takes.
+
+    `torch.export` finds no sizes for those (https://github.com/pytorch/pytorch/issues/150022).
+    """
+    signature = inspect.signature(model.forward)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    others = [name for name in kwargs if name not in {p.name for p in named}]
+    if not others or len(named) == len(signature.parameters):
+        return model
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return model.forward(*args, **kwargs)
+
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in others]
+    forward.__signature__ = signature.replace(parameters=[*named, *added])  # type: ignore[attr-defined]
+    whole = copy.copy(model)
+    whole.forward = forward
+    return whole
 
 
 @contextmanager

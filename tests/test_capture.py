@@ -293,6 +293,46 @@ def test_a_transformers_model_is_called_without_its_cache():
     assert "forward" not in vars(model)
 
 
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_arguments_may_be_handed_on_without_a_name(dynamic):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Attention()
+
+        def forward(self, scale=1.0, **kwargs):
+            return self.attention(kwargs["x"]) * scale + kwargs["offset"] * kwargs["times"]
+
+    model = Wrapped()
+    inputs = {"times": 2, "offset": example(), "scale": 0.5, "x": example()}
+    program = fxslim.capture(model, inputs, dynamic=dynamic)
+    assert notes(program) == (
+        "batch and sequence lengths are symbolic"
+        if dynamic
+        else "shapes fixed to the example's, as asked",
+    )
+    torch.testing.assert_close(program(**inputs), model(**inputs))
+    (site,) = fxslim.find_attention(program)
+    assert site.prunable
+
+
+def test_a_cache_is_switched_off_where_the_argument_is_only_handed_on():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.inputs = build("gpt2")
+            self.config = self.model.config
+            self.config.use_cache = True
+
+        def forward(self, input_ids, **kwargs):
+            return self.model(input_ids, **kwargs)
+
+    model = Wrapped()
+    program = fxslim.capture(model, model.inputs)
+    assert notes(program)[0].startswith("called with use_cache=False")
+    assert set(program(**model.inputs)) == {"logits"}
+
+
 def test_a_model_on_the_meta_device_is_captured():
     with torch.device("meta"):
         model, x = Attention(), example()
