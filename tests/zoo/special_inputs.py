@@ -146,7 +146,40 @@ def _byte_patches(model: nn.Module, config: PreTrainedConfig) -> Inputs:
     }
 
 
+def _text_and_regions(model: nn.Module, config: PreTrainedConfig) -> Inputs:
+    regions, boxes = noise(BATCH, 5, config.visual_feat_dim), noise(BATCH, 5, config.visual_pos_dim)
+    return {**text(), "visual_feats": regions, "visual_pos": boxes}
+
+
+def _spectrogram(model: nn.Module, config: PreTrainedConfig) -> Inputs:
+    return {"input_values": noise(BATCH, config.max_length, config.num_mel_bins)}
+
+
+def _speech(model: nn.Module, config: PreTrainedConfig) -> Inputs:
+    features = noise(BATCH, 32, config.input_feat_per_channel)
+    return {"input_features": features, "decoder_input_ids": words(BATCH, 7)}
+
+
+def _image_patches(model: nn.Module, config: PreTrainedConfig) -> Inputs:
+    """Patches with their row and column before the pixels."""
+    places = words(BATCH, 12, low=1, high=5).view(BATCH, 6, 2).float()
+    pixels = noise(BATCH, 6, config.patch_embed_hidden_size)
+    return {"flattened_patches": torch.cat([places, pixels], -1)}
+
+
+def _time_series(model: nn.Module, config: PreTrainedConfig) -> Inputs:
+    past, future = config.context_length + max(config.lags_sequence), config.prediction_length
+    return {
+        "past_values": noise(BATCH, past).abs(),
+        "past_time_features": noise(BATCH, past, config.num_time_features),
+        "past_observed_mask": torch.ones(BATCH, past),
+        "future_values": noise(BATCH, future).abs(),
+        "future_time_features": noise(BATCH, future, config.num_time_features),
+    }
+
+
 SPECIAL_INPUTS: dict[str, InputMaker] = {
+    "audio-spectrogram-transformer": _spectrogram,
     "bert:cross_attention": _text_after_context,
     "big_bird:block_sparse": _long_text,
     "blip": _text_and_image,
@@ -185,10 +218,12 @@ SPECIAL_INPUTS: dict[str, InputMaker] = {
     "instructblip_qformer": _query_transformer,
     "instructblipvideo": _instruct_blip_video,
     "layoutlm": _text_and_boxes,
+    "layoutlmv3": _text_and_boxes,
     "lfm2_vl": _text,
     "llama4_vision_model": _image_of(32),
     "llava": _image_tokens(16),
     "lw_detr": _image_of(64),
+    "lxmert": _text_and_regions,
     "maskformer": _image_of(64),
     "mimi_encoder": _waveform,
     "minimax_m3_vl_vision": _patch_grid,
@@ -199,16 +234,20 @@ SPECIAL_INPUTS: dict[str, InputMaker] = {
     "muse_glimmer": _text,
     "musicgen": _decoded_codes,
     "musicgen_melody": _decoded_codes,
+    "pix2struct_vision_model": _image_patches,
     "pocket_tts_audio_tokenizer_encoder": _waveform,
     "rt_detr": _image_of(64),
     "sam": _segment_anything,
     "sam_hq": _segment_anything,
     "smolvlm": _one_image_each,
+    "speech_to_text": _speech,
     "table-transformer": _image_of(64),
+    "time_series_transformer": _time_series,
     "timesformer": _video,
     "unlimited_ocr": _text,
     "videomae": _video,
     "vit_mae:pretraining": _masked_image,
+    "vivit": _video,
     "voxtral": _text,
     "wav2vec2-bert": lambda model, config: {"input_features": noise(BATCH, 40, 32)},
     "xclip": lambda model, config: {

@@ -13,7 +13,7 @@ from tests.zoo.resizing import resized
 
 
 def test_the_types_are_distinct_and_every_variant_has_one():
-    assert len(model_types()) == len(set(model_types())) == 450
+    assert len(model_types()) == len(set(model_types())) == 465
     assert {name.partition(":")[0] for name in VARIANTS} <= set(model_types())
     assert len(entry_names()) == len(set(entry_names()))
 
