@@ -190,7 +190,7 @@ OVERRIDES: dict[str, Values] = {
     "paddleocr_vl_text": {"rope_parameters": {**_MROPE, "mrope_section": [4, 6, 6]}},
     "phi": _GROUPED_QUERIES,
     "phi3": _GROUPED_QUERIES,
-    "pix2struct_vision_model": {"patch_embed_hidden_size": 48},
+    "pix2struct_vision_model": {"patch_embed_hidden_size": 48, "initializer_range": 0.02},
     "pocket_tts_audio_tokenizer_encoder": {"upsample_groups": 32},
     "qwen2": _GROUPED_QUERIES,
     "qwen3_next": _LINEAR_THEN_FULL,
