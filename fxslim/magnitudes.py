@@ -67,10 +67,12 @@ class Magnitude:
 
 @dataclass(frozen=True)
 class WeightProduct:
-    """‖W_O W_V‖ of a head: how much its context can add to the residual stream (Frobenius norm).
+    """The smaller of ‖W_O W_V‖ and ‖W_Q W_K‖ of a head (Frobenius norms).
 
-    Relative to the mean of its attention, since what a layer adds to depends on the norms between.
-    Where value and output weights do not pair up position by position, the product of their norms.
+    The one bounds how much its context can add to the residual stream, the other how far apart its
+    scores can be: a head that does little of either is little to miss.  Each is relative to its
+    mean over the attention, since what a layer reads and adds to depends on the norms between.
+    Where two weights do not pair up position by position, it is the product of their norms.
     """
 
     def score(
@@ -81,23 +83,27 @@ class WeightProduct:
         loss_fn: LossFn | None = None,
     ) -> dict[str, torch.Tensor]:
         """Needs no data."""
-        return {site.name: self._site(masked, site) for site in sites}
+        scores: dict[str, torch.Tensor] = {}
+        for site in sites:
+            norms = torch.stack([_norms(masked, *pair) for pair in site.products if any(pair)])
+            means = norms.mean(dim=1, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny)
+            scores[site.name] = (norms / means).amin(0)
+        return scores
 
-    def _site(self, masked: nn.Module, site: Site) -> torch.Tensor:
-        total = torch.zeros(site.size)
-        for out in site.summed_by:
-            o = per_head(_slices_of(masked, out), out)
-            for value in site.made_by:
-                v = per_head(_slices_of(masked, value), value)
-                if v.shape[1] == o.shape[1]:
-                    squared = ((o @ o.mT) * (v @ v.mT)).sum(dim=(1, 2))
-                else:
-                    squared = o.square().sum(dim=(1, 2)) * v.square().sum(dim=(1, 2))
-                total += squared.clamp_min(0).cpu()
-            if not site.made_by:
-                total += o.square().sum(dim=(1, 2)).cpu()
-        norms = total.sqrt()
-        return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
+
+def _norms(
+    masked: nn.Module, left: Sequence[Projection], right: Sequence[Projection]
+) -> torch.Tensor:
+    """(heads,): the norm of the products of a head's slices; of the slices, if a side has none."""
+    a, b = ([per_head(_slices_of(masked, p), p) for p in side] for side in (left, right))
+    squared = [x.square().sum(dim=(1, 2)) for x in a + b if not (a and b)] + [
+        ((x @ x.mT) * (y @ y.mT)).sum(dim=(1, 2)).clamp_min(0)
+        if x.shape[1] == y.shape[1]
+        else x.square().sum(dim=(1, 2)) * y.square().sum(dim=(1, 2))
+        for x in a
+        for y in b
+    ]
+    return torch.stack(squared).sum(0).sqrt().cpu()
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,10 @@ class Site(Protocol):
     def summed_by(self) -> tuple[Projection, ...]:
         """The weights that sum over the heads: output projections."""
 
+    @property
+    def products(self) -> tuple[tuple[tuple[Projection, ...], tuple[Projection, ...]], ...]:
+        """Pairs of weights that are multiplied with each other, head by head."""
+
 
 @dataclass(frozen=True)
 class AttentionSite:
@@ -146,6 +150,11 @@ class AttentionSite:
         """The output projections."""
         return self.output
 
+    @property
+    def products(self) -> tuple[tuple[tuple[Projection, ...], tuple[Projection, ...]], ...]:
+        """Output times value, and query times key projections."""
+        return ((self.output, self.value), (self.query, self.key))
+
 
 @dataclass(frozen=True)
 class FeedForwardSite:
@@ -201,3 +210,8 @@ class FeedForwardSite:
     def summed_by(self) -> tuple[Projection, ...]:
         """The down projections."""
         return self.down
+
+    @property
+    def products(self) -> tuple[tuple[tuple[Projection, ...], tuple[Projection, ...]], ...]:
+        """Down times up projections."""
+        return ((self.down, self.up),)

@@ -53,20 +53,35 @@ def relative(norms):
     return norms / norms.mean()
 
 
-def test_weight_product_is_the_norm_of_output_times_value():
+def products(model, owner=range(HEADS)):
+    """The smaller of two relative norms a head, with the KV head that each has."""
+    query, output = blocks(model.q.weight, 0), blocks(model.o.weight, 1)
+    key, value = blocks(model.k.weight, 0), blocks(model.v.weight, 0)
+    context = torch.stack([(o @ value[kv]).norm() for o, kv in zip(output, owner, strict=True)])
+    scores = torch.stack([(q.mT @ key[kv]).norm() for q, kv in zip(query, owner, strict=True)])
+    return torch.minimum(relative(context), relative(scores))
+
+
+def test_weight_product_is_the_smaller_of_output_times_value_and_query_times_key():
     model, masked = small()
-    pairs = zip(blocks(model.o.weight, 1), blocks(model.v.weight, 0), strict=True)
-    expected = relative(torch.stack([(o @ v).norm() for o, v in pairs]))
-    torch.testing.assert_close(fxslim.score(masked, "weight_product")["attention"], expected)
+    scores = fxslim.score(masked, "weight_product")["attention"]
+    torch.testing.assert_close(scores, products(model))
+
+
+@pytest.mark.parametrize("weight", ["q", "k", "v", "o"])
+def test_a_head_without_weights_has_no_weight_product(weight):
+    model = Attention()
+    with torch.no_grad():
+        blocks(model.get_submodule(weight).weight, int(weight == "o"))[2].zero_()
+    scores = fxslim.score(masked_of(model, example()), "weight_product")["attention"]
+    assert scores[2] == 0
+    assert scores.count_nonzero() == HEADS - 1
 
 
 def test_weight_product_pairs_a_query_head_with_its_kv_head():
     model = Attention(kv_heads=2, core=grouped_core)
-    values = blocks(model.v.weight, 0)
-    pairs = zip(blocks(model.o.weight, 1), [values[i] for i in (0, 0, 1, 1)], strict=True)
-    expected = relative(torch.stack([(o @ v).norm() for o, v in pairs]))
     scores = fxslim.score(masked_of(model, example()), "weight_product")
-    torch.testing.assert_close(scores["attention"], expected)
+    torch.testing.assert_close(scores["attention"], products(model, (0, 0, 1, 1)))
 
 
 def test_weight_product_follows_tiled_kv_heads():
@@ -74,11 +89,8 @@ def test_weight_product_follows_tiled_kv_heads():
         return softmax_core(q, *(x.repeat(1, 2, 1, 1) for x in (k, v)))
 
     model = Attention(kv_heads=2, core=tiled_core)
-    values = blocks(model.v.weight, 0)
-    pairs = zip(blocks(model.o.weight, 1), [values[i] for i in (0, 1, 0, 1)], strict=True)
-    expected = relative(torch.stack([(o @ v).norm() for o, v in pairs]))
     scores = fxslim.score(masked_of(model, example()), "weight_product")
-    torch.testing.assert_close(scores["attention"], expected)
+    torch.testing.assert_close(scores["attention"], products(model, (0, 1, 0, 1)))
 
 
 def test_random_is_the_same_for_the_same_seed():
