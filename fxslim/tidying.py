@@ -161,13 +161,30 @@ def _reduced(node: fx.Node) -> int | None:
 
 
 def _check_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
-    """Assert the sizes that the program was specialised to, so that others never pass silently."""
+    """Assert the sizes and values that the program was specialised to.
+
+    So that others never pass silently: a flag that was off, a mask that was None.
+    """
     bounds = {str(symbol): limits for symbol, limits in exported.range_constraints.items()}
     places = [n for n in program.graph.nodes if n.op == "placeholder"]
     for place in reversed(places):
         value = place.meta.get("val")
         for dim, n in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
             _check_size(program.graph, places[-1], place, dim, n, bounds)
+        if value is None or isinstance(value, (bool, int, float, str)):
+            _check_value(program.graph, places[-1], place, value)
+
+
+def _check_value(graph: fx.Graph, after: fx.Node, place: fx.Node, value: Any) -> None:
+    message = (
+        f"input {place.name!r} has another value than the program was captured for ({value!r}); "
+        "capture it with such an example"
+    )
+    compare: Callable[[Any, Any], Any] = operator.is_ if value is None else operator.eq
+    with graph.inserting_after(after):
+        fits = graph.call_function(compare, (place, value))
+    with graph.inserting_after(fits):
+        graph.call_function(torch._assert, (fits, message))
 
 
 def _check_size(

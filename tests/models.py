@@ -91,4 +91,4 @@ def printed(program):
     return "\n".join(lines).replace("·", "*")  # expecttest writes plain ASCII
 
 
-_SIZES = {"eq", "le", "sym_size.int"}
+_SIZES = {"eq", "is_", "le", "sym_size.int"}

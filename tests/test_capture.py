@@ -293,6 +293,31 @@ def test_a_transformers_model_is_called_without_its_cache():
     assert "forward" not in vars(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "other", "captured"),
+    [
+        ("offset", torch.ones(1), "None"),
+        ("scale", 2.0, "0.5"),
+        ("negative", True, "False"),
+        ("mode", "twice", "'once'"),
+    ],
+)
+def test_another_value_than_the_examples_is_refused(name, other, captured):
+    class Options(Attention):
+        def forward(self, x, offset=None, scale=1.0, negative=False, mode="once"):
+            y = super().forward(x) * scale * (2 if mode == "twice" else 1)
+            y = y if offset is None else y + offset
+            return -y if negative else y
+
+    model, x = Options(), example()
+    given = {"x": x, "offset": None, "scale": 0.5, "negative": False, "mode": "once"}
+    slim = fxslim.compile(model, 0.5, given)
+    slim(**given)
+    said = f"input '{name}' has another value than the program was captured for ({captured})"
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        slim(**given | {name: other})
+
+
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_arguments_may_be_handed_on_without_a_name(dynamic):
     class Wrapped(nn.Module):
