@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 import fxslim
 from fxslim.errors import PlanError, UnsupportedSite
@@ -159,6 +160,15 @@ def test_the_hooks_can_be_called_by_the_loop():
     assert int(pruning.pruners[0].head_masks["attention"].sum()) == HEADS / 2
 
 
+@pytest.fixture
+def accelerate():
+    """Accelerate's settings are the process's: a trainer of another test may have left some."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("accelerate")
 def test_accelerate_and_gradient_accumulation_count_optimizer_steps():
     model = Residual(a=Attention())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
