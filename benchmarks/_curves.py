@@ -71,7 +71,9 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
                     (line,) = axes.plot(list(curve), means, style, fillstyle="none", **looks[name])
                     axes.fill_between(list(curve), low, high, color=line.get_color(), alpha=0.15)
                     lines[name] = line
-        axes.set(title=panel.task, xlabel="share of heads removed", ylabel=panel.metric)
+        axes.set(
+            title=panel.task, xlabel="share of heads removed (solid: repaired)", ylabel=panel.metric
+        )
         axes.set_yscale("log" if panel.dense["logarithmic"] else "linear")
         axes.grid(alpha=0.3)
     figure.legend(lines.values(), lines, loc="outside right center", frameon=False)
