@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import fxslim
 from fxslim import AttentionSite, Criterion, Projection
 from fxslim.criteria import Magnitude, Random
+from fxslim.magnitudes import per_head, slices
 from fxslim.targets import Scope
 
 __all__ = ["Choice", "GroupMagnitude", "choices"]
@@ -53,21 +54,16 @@ class GroupMagnitude:
         scores = {}
         for site in sites:
             layers = (*site.query, *site.key, *site.value, *site.output)
-            total = sum(_per_head(state, layer, site) for layer in layers)
+            total = sum(_squares(state, layer) for layer in layers)
             assert isinstance(total, Tensor)
             scores[site.name] = total / total.mean()
         return scores
 
 
-def _per_head(state: dict[str, Tensor], layer: Projection, site: AttentionSite) -> Tensor:
+def _squares(state: dict[str, Tensor], layer: Projection) -> Tensor:
     """The squares of a head's weights (heads,); those of a KV head count for each of its heads."""
-    rows = state[layer.weight].detach().float().movedim(layer.dim, 0)[layer.index]
-    squares = rows.square().flatten(1).sum(1).cpu()
-    if len(squares) == site.num_heads:
-        return squares
-    assert len(squares) == len(site.unit), f"{site.name}: {len(squares)} KV heads, {site.unit}"
-    owner = {head: number for number, unit in enumerate(site.unit) for head in unit}
-    return squares[[owner[head] for head in range(site.num_heads)]]
+    rows = slices(state[layer.weight].detach(), layer)
+    return per_head(rows.square().sum((1, 2)).cpu(), layer)
 
 
 def choices(names: Sequence[str], seeds: int, scope: Scope) -> list[Choice]:

@@ -7,7 +7,7 @@ import functools
 import inspect
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,9 +106,7 @@ def without_cache(model: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
     caches = getattr(getattr(model, "config", None), "use_cache", False) is True
     if "use_cache" in kwargs or not ("use_cache" in parameters or (hands_on and caches)):
         return model
-    without = copy.copy(model)
-    without.forward = functools.partial(model.forward, use_cache=False)
-    return without
+    return _with_forward(model, functools.partial(model.forward, use_cache=False))
 
 
 def _with_names(model: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -127,9 +125,14 @@ def _with_names(model: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
 
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in others]
     forward.__signature__ = signature.replace(parameters=[*named, *added])  # type: ignore[attr-defined]
-    whole = copy.copy(model)
-    whole.forward = forward
-    return whole
+    return _with_forward(model, forward)
+
+
+def _with_forward(model: nn.Module, forward: Callable[..., Any]) -> nn.Module:
+    """The model, called in another way; its weights and modules are the same ones."""
+    other = copy.copy(model)
+    other.forward = forward
+    return other
 
 
 @contextmanager

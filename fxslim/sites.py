@@ -42,6 +42,10 @@ class Projection:
     row_of: torch.Tensor = field(repr=False, compare=False)
 
 
+Pairs = tuple[tuple[tuple[Projection, ...], tuple[Projection, ...]], ...]
+"""Weights that are multiplied with each other."""
+
+
 class Site(Protocol):
     """What can lose a part of itself: an attention its heads, a feed-forward block its channels.
 
@@ -81,15 +85,11 @@ class Site(Protocol):
         """All weights that carry the heads."""
 
     @property
-    def made_by(self) -> tuple[Projection, ...]:
-        """The weights that make what a head hands on: its values."""
-
-    @property
     def summed_by(self) -> tuple[Projection, ...]:
         """The weights that sum over the heads: output projections."""
 
     @property
-    def products(self) -> tuple[tuple[tuple[Projection, ...], tuple[Projection, ...]], ...]:
+    def products(self) -> Pairs:
         """Pairs of weights that are multiplied with each other, head by head."""
 
 
@@ -141,17 +141,12 @@ class AttentionSite:
         return (*self.query, *self.key, *self.value, *self.output)
 
     @property
-    def made_by(self) -> tuple[Projection, ...]:
-        """The value projections."""
-        return self.value
-
-    @property
     def summed_by(self) -> tuple[Projection, ...]:
         """The output projections."""
         return self.output
 
     @property
-    def products(self) -> tuple[tuple[tuple[Projection, ...], tuple[Projection, ...]], ...]:
+    def products(self) -> Pairs:
         """Output times value, and query times key projections."""
         return ((self.output, self.value), (self.query, self.key))
 
@@ -202,16 +197,11 @@ class FeedForwardSite:
         return (*self.up, *self.down)
 
     @property
-    def made_by(self) -> tuple[Projection, ...]:
-        """The up and gate projections."""
-        return self.up
-
-    @property
     def summed_by(self) -> tuple[Projection, ...]:
         """The down projections."""
         return self.down
 
     @property
-    def products(self) -> tuple[tuple[tuple[Projection, ...], tuple[Projection, ...]], ...]:
+    def products(self) -> Pairs:
         """Down times up projections."""
         return ((self.down, self.up),)

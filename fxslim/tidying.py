@@ -172,19 +172,25 @@ def _check_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
         for dim, n in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
             _check_size(program.graph, places[-1], place, dim, n, bounds)
         if value is None or isinstance(value, (bool, int, float, str)):
-            _check_value(program.graph, places[-1], place, value)
+            _check_value(places[-1], place, value)
 
 
-def _check_value(graph: fx.Graph, after: fx.Node, place: fx.Node, value: Any) -> None:
+def _check_value(after: fx.Node, place: fx.Node, value: Any) -> None:
     message = (
         f"input {place.name!r} has another value than the program was captured for ({value!r}); "
         "capture it with such an example"
     )
-    compare: Callable[[Any, Any], Any] = operator.is_ if value is None else operator.eq
-    with graph.inserting_after(after):
-        fits = graph.call_function(compare, (place, value))
-    with graph.inserting_after(fits):
-        graph.call_function(torch._assert, (fits, message))
+    _assert_after(after, operator.is_ if value is None else operator.eq, place, value, message)
+
+
+def _assert_after(
+    after: fx.Node, compare: Callable[[Any, Any], Any], given: fx.Node, wanted: Any, message: str
+) -> None:
+    """Insert the assertion ``compare(given, wanted)``."""
+    with after.graph.inserting_after(after):
+        fits = after.graph.call_function(compare, (given, wanted))
+    with after.graph.inserting_after(fits):
+        after.graph.call_function(torch._assert, (fits, message))
 
 
 def _check_size(
@@ -209,7 +215,4 @@ def _check_size(
     with graph.inserting_after(after):
         given = graph.call_function(aten.sym_size.int, (place, dim))
     given.meta["val"] = n
-    with graph.inserting_after(given):
-        fits = graph.call_function(compare, (given, size))
-    with graph.inserting_after(fits):
-        graph.call_function(torch._assert, (fits, message))
+    _assert_after(given, compare, given, size, message)
