@@ -19,7 +19,7 @@ from fxslim.calls import Contraction
 from fxslim.follow import closure, operands_with, sums
 from fxslim.heads import head_dim_of, heads_brought_in, heads_ended, heads_selected
 from fxslim.operands import Operands, find_operands
-from fxslim.refine import begin_with_unit
+from fxslim.refine import beginning_with_unit
 from fxslim.weights import Weights
 
 __all__ = ["ONE_HEAD", "Core", "find_cores"]
@@ -200,8 +200,8 @@ class _Finder:
         ends = self._ends(parts, set(leaves(width)))
         if not ends or not all(_is_part(width, contraction.dim) for _, contraction in ends):
             return (), []
-        begin_with_unit(width[0])
-        return resolve(width)[:1], ends
+        unit, _ = beginning_with_unit(width)
+        return unit, ends
 
     def _why_headless(self, parts: Operands, candidates: set[Axis]) -> str:
         nodes = [*parts.query, *parts.key, *parts.value, parts.node]
@@ -294,9 +294,9 @@ ONE_HEAD = "there is one head only, so there is no head axis to cut"
 
 
 def _is_part(dim: Dim, whole: Dim) -> bool:
-    """Whether `dim` is one of several dims side by side that make up `whole`."""
-    parts = [part for factor in resolve(whole) for part in factor.parts or ()]
-    return dim in map(resolve, parts)
+    """Whether `dim`, or the unit it begins with, lies beside others in `whole`."""
+    parts = [resolve(part) for factor in resolve(whole) for part in factor.parts or ()]
+    return dim in parts or dim[:1] in parts
 
 
 def _carrying(dim: Dim, axes: set[Axis]) -> Dim:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 
 from torch import fx
 
 from fxslim import graph
-from fxslim.axes import Dim, fresh, size
+from fxslim.axes import Dim, fresh, leaves, resolve, size
 from fxslim.calls import Call, Dims, RuleMismatch
 from fxslim.notation import broadcast, joined
-from fxslim.refine import cut, regroup, side_by_side
+from fxslim.refine import beginning_with_unit, cut, regroup, side_by_side
 from fxslim.views import replaced
 
 __all__ = [
@@ -128,13 +129,36 @@ def concatenate(call: Call) -> list[Dims]:
 
 
 def stack(call: Call) -> list[Dims]:
-    """Tensors on top of each other along a new dimension, whose positions are told apart."""
+    """Tensors on top of each other along a new dimension, whose positions are told apart.
+
+    A position goes with all of its tensor, which begins with a unit where it is like no other.
+    """
     position = call.number("dim") % len(call.shapes[0])
-    nodes = call.tensors()
+    operands = [call.operand(node) for node in call.tensors()]
+    units: list[Dim] = [()] * len(operands)
+    own = _dimension_of_its_own(operands)
+    if own is not None:
+        for number, dims in enumerate(operands):
+            units[number], inner = beginning_with_unit(dims[own])
+            operands[number] = replaced(dims, own, inner)
     rest: Dims = ()
-    for node in nodes:
-        rest = broadcast(rest, call.operand(node), call)
-    return [(*rest[:position], side_by_side([()] * len(nodes)), *rest[position:])]
+    for dims in operands:
+        rest = broadcast(rest, dims, call)
+    return [(*rest[:position], side_by_side(units), *rest[position:])]
+
+
+def _dimension_of_its_own(operands: Sequence[Dims]) -> int | None:
+    """The last dimension that begins with axes of its own in each of several operands."""
+    if len(operands) == 1:
+        return None
+    occurring = Counter(leaf for dims in operands for dim in dims for leaf in leaves(dim))
+    for position in reversed(range(len(operands[0]))):
+        found = [resolve(dims[position]) for dims in operands]
+        first = [dim[:1] if dim and dim[0].size == 1 else dim for dim in found]
+        own = all(dim and all(occurring[leaf] == 1 for leaf in leaves(dim)) for dim in first)
+        if own and not any(graph.is_symbolic(size(dim)) for dim in found):
+            return position
+    return None
 
 
 def pad(call: Call) -> list[Dims]:

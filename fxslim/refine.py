@@ -23,7 +23,7 @@ from fxslim.axes import (
     size,
 )
 
-__all__ = ["begin_with_unit", "cut", "join", "regroup", "side_by_side"]
+__all__ = ["beginning_with_unit", "cut", "join", "regroup", "side_by_side"]
 
 _MOST_PIECES = 4096
 """A sum that would have to be cut into more equal pieces (a symbolic number, say) is blocked."""
@@ -61,13 +61,18 @@ def _counted(part: Dim, inner: int, why: Block) -> tuple[Dim, Dim]:
     number, rest = regroup([part], [size(part) // inner, inner], why)
     if number:
         return number, rest
-    begin_with_unit(resolve(part)[0])
-    unit, *others = resolve(part)
-    return (unit,), tuple(others)
+    return beginning_with_unit(part)
 
 
-def begin_with_unit(axis: Axis) -> None:
-    """Make a representative (1, axis), unless it is a unit: all of it goes with that position."""
+def beginning_with_unit(dim: Dim) -> tuple[Dim, Dim]:
+    """`dim` as (unit, rest): all of it goes with the unit."""
+    _begin_with_unit(resolve(dim)[0])
+    unit, *rest = resolve(dim)
+    return (unit,), tuple(rest)
+
+
+def _begin_with_unit(axis: Axis) -> None:
+    """Make a representative (1, axis), unless it is a unit."""
     if axis.size == 1:
         return
     unit, rest = Axis(1, next(iter(blocks((axis,))), None)), Axis(axis.size, axis.block)
@@ -167,7 +172,10 @@ def _match_heads(left: list[Axis], right: list[Axis], why: Block) -> bool:
         _unify(x, y, why)
         return True
     if 1 in (x.size, y.size):
-        begin_with_unit(y if x.size == 1 else x)
+        wide, others = (y, left) if x.size == 1 else (x, right)
+        if not set(leaves((wide,))).isdisjoint(leaves(tuple(others))):
+            return False  # joined with a shifted copy of itself: it would never end
+        _begin_with_unit(wide)
         return True
     big, small = (left, right) if x.size > y.size else (right, left)
     if big[0].parts is not None:

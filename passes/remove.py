@@ -39,7 +39,7 @@ def remove_empty(axes: AxisMap, keep: Keep) -> None:
             _replace(axes, node, keep, empty)
             empty.add(node)  # dead now, so that no length is read from it
             continue
-        if node.target is torch.ops.aten.cat.default:
+        if node.target in (torch.ops.aten.cat.default, torch.ops.aten.stack.default):
             _leave_out(node, empty)
         for operand in graph.tensor_inputs(node):
             if operand in empty and operand.op == "call_function":
@@ -49,10 +49,11 @@ def remove_empty(axes: AxisMap, keep: Keep) -> None:
 
 
 def _leave_out(node: fx.Node, empty: Collection[fx.Node]) -> None:
-    """Leave what is empty out of a concatenation, and the concatenation of what stays alone."""
+    """Leave what is empty out of what lies together, and a concatenation of what stays alone."""
     staying = [tensor for tensor in graph.arguments(node)["tensors"] if tensor not in empty]
     graph.set_argument(node, "tensors", staying)
-    if len(staying) == 1 and staying[0].meta["val"].dtype == node.meta["val"].dtype:
+    alone = len(staying) == 1 and node.target is torch.ops.aten.cat.default
+    if alone and staying[0].meta["val"].dtype == node.meta["val"].dtype:
         node.replace_all_uses_with(staying[0])
 
 

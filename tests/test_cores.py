@@ -266,6 +266,34 @@ def test_single_heads_side_by_side_are_one_attention():
     assert left == {"0", "2"}
 
 
+@pytest.mark.parametrize("calls", [1, 2])
+def test_layers_of_every_head_may_be_stacked(calls):
+    """A head takes its layers along, however often they are called."""
+
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (
+                nn.ModuleList(nn.Linear(WIDTH, HEAD_DIM) for _ in range(HEADS)) for _ in range(3)
+            )
+            self.o = nn.Linear(HEADS * HEAD_DIM, WIDTH)
+
+        def forward(self, x):
+            for _ in range(calls):
+                q, k, v = (
+                    torch.stack([layer(x) for layer in m], 1) for m in (self.q, self.k, self.v)
+                )
+                x = x + self.o(merge(softmax_core(q, k, v)))
+            return x
+
+    program = fxslim.capture(Stacked(), example())
+    sites = fxslim.find_attention(program)
+    assert [(site.prunable, site.num_heads) for site in sites] == [(True, HEADS)] * calls
+    slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: [1] for site in sites}, 0.5))
+    assert {n.split(".")[1] for n, _ in slim.named_parameters() if n[0] in "qkv"} == {"1"}
+    assert fxslim.compile(program, 0.5).meta["fxslim"].max_difference < 1e-6
+
+
 def test_a_single_head_is_refused():
     class One(nn.Module):
         """Its context lies beside something else."""

@@ -10,7 +10,7 @@ from torch.distributed.tensor._ops._view_ops import Flatten, InputDim, Split, vi
 
 from fxslim.axes import SYMBOLIC, Axis, Block, block, blocks, fresh, leaves, resolve, size
 from fxslim.positions import kept_positions
-from fxslim.refine import cut, join, regroup, side_by_side
+from fxslim.refine import beginning_with_unit, cut, join, regroup, side_by_side
 
 WHY = Block("the test says so", "here")
 
@@ -101,6 +101,14 @@ def test_a_view_that_fits_only_divisible_lengths_is_not_believed():
     regroup([(length,), (*heads, *width)], [4, 2**61 - 1, 8], WHY)
     assert blocks(heads) == [WHY]
     assert not blocks(width)
+
+
+def test_a_unit_before_an_axis_is_not_joined_with_the_axis_alone():
+    """It would begin with one unit more, and so on."""
+    axis = fresh(4)
+    unit, rest = beginning_with_unit(axis)
+    join((*unit, *rest), rest, WHY)
+    assert blocks(axis) == [WHY, WHY]
 
 
 def test_parts_of_a_sum_read_as_a_product_run_together():

@@ -77,6 +77,24 @@ class Apart(Projection):
         return self.all_heads(*joined)
 
 
+class OnTop(Projection):
+    """A layer for every KV head, and for the queries that share it, stacked."""
+
+    def build(self, spec: AttentionSpec, width: int) -> None:
+        for name, n in widths(spec).items():
+            own = (nn.Linear(width, n // spec.kv_heads) for _ in range(spec.kv_heads))
+            setattr(self, name, nn.ModuleList(own))
+
+    def forward(self, x: Tensor, memory: Tensor) -> QKV:
+        return self.on_top(self.q, x), self.on_top(self.k, memory), self.on_top(self.v, memory)
+
+    def on_top(self, layers: nn.ModuleList, source: Tensor) -> Tensor:
+        if layers is self.q and self.spec.kv_heads < self.spec.heads:
+            groups = torch.stack([layer(source) for layer in layers], dim=2)
+            return split_heads(groups.flatten(2), self.spec.heads)
+        return torch.stack([layer(source) for layer in layers], dim=1)
+
+
 class Matmul(Projection):
     """Weights as parameters: (out, in), transposed where they are used."""
 
@@ -244,6 +262,7 @@ PROJECTIONS = {
     "interleaved": Interleaved,
     "latent": Latent,
     "matmul": Matmul,
+    "on_top": OnTop,
     "packed": Packed,
     "separate": Separate,
     "sliced": Sliced,

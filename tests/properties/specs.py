@@ -113,9 +113,11 @@ class Truth:
 SELF_PROJECTIONS = [
     "separate", "matmul", "fused", "sliced", "interleaved", "stacked", "packed", "einsum", "conv",
     "addmm", "latent", "module", "apart",
+    "on_top",
 ]  # fmt: skip
 CROSS_PROJECTIONS = [
     "separate", "matmul", "fused_weight", "packed", "einsum", "conv", "module", "apart",
+    "on_top",
 ]  # fmt: skip
 PROJECTIONS = {True: SELF_PROJECTIONS, False: CROSS_PROJECTIONS}
 CORES = ["sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa"]
@@ -172,7 +174,7 @@ def attention_specs(draw, source: str) -> AttentionSpec:
 
 def consistent(spec: AttentionSpec) -> AttentionSpec:
     """The nearest specification that can be built."""
-    if spec.projection == "apart" and spec.head_dim == 1:
+    if spec.projection in ("apart", "on_top") and spec.head_dim == 1:
         spec = replace(spec, projection="separate")  # a layer of one row has no axis
     if spec.projection in ("stacked", "latent", "module"):
         spec = replace(spec, kv_heads=spec.heads)

@@ -63,6 +63,26 @@ class HeadWeights(SplitHeads):
             setattr(self, name, SideBySide())
 
 
+class StackedHeads(nn.Module):
+    """Layers of every head, and their results and weights put on top of each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = (
+            nn.ModuleList(nn.Linear(WIDTH, HEAD_DIM) for _ in range(HEADS)) for _ in range(2)
+        )
+        self.value = nn.ParameterList(torch.randn(HEAD_DIM, WIDTH) for _ in range(HEADS))
+        self.output = nn.Linear(INNER, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Queries and keys are stacked, and the weights of the values."""
+        query = torch.stack([layer(x) for layer in self.query], dim=1)
+        key = torch.stack([layer(x) for layer in self.key], dim=2).transpose(1, 2)
+        value = torch.einsum("bld,hwd->bhlw", x, torch.stack(list(self.value)))
+        context = (query @ key.transpose(-2, -1) * HEAD_DIM**-0.5).softmax(-1) @ value
+        return self.output(context.transpose(1, 2).flatten(2))
+
+
 class SideBySide(nn.Module):
     """Layers on one input, their results concatenated."""
 
@@ -174,6 +194,12 @@ def head_weights() -> Example:
 
 
 @expects(attentions=2, prunable=2)
+def head_stack() -> Example:
+    """Stacked instead."""
+    return _stack(StackedHeads)
+
+
+@expects(attentions=2, prunable=2)
 def head_scale() -> Example:
     """Temperatures."""
     return _stack(Scale)
@@ -216,6 +242,7 @@ ENTRIES: tuple[Entry, ...] = (
     head_modules,
     head_scale,
     head_sink,
+    head_stack,
     head_weights,
     query_key_norm,
 )
