@@ -120,9 +120,11 @@ def positions_along(
     for position, coordinate in enumerate(zip(*columns, strict=True)):
         if coordinate in rows and position in free:
             rows[coordinate].append(position)
-    width = min(len(row) for row in rows.values())
-    if any(len(row) != width for row in rows.values()):
+    rows = {coordinate: row for coordinate, row in rows.items() if row}
+    widths = {len(row) for row in rows.values()}
+    if len(widths) != 1:
         return None
+    (width,) = widths
     number = {coordinate: n for n, coordinate in enumerate(rows)}
     index = torch.tensor(list(rows.values()), dtype=torch.long).reshape(len(rows), width)
     return index, torch.tensor([number.get(coordinate, -1) for coordinate in own])

@@ -89,10 +89,12 @@ class OnTop(Projection):
         return self.on_top(self.q, x), self.on_top(self.k, memory), self.on_top(self.v, memory)
 
     def on_top(self, layers: nn.ModuleList, source: Tensor) -> Tensor:
-        if layers is self.q and self.spec.kv_heads < self.spec.heads:
-            groups = torch.stack([layer(source) for layer in layers], dim=2)
-            return split_heads(groups.flatten(2), self.spec.heads)
-        return torch.stack([layer(source) for layer in layers], dim=1)
+        group = self.spec.heads // self.spec.kv_heads if layers is self.q else 1
+        if group == 1:
+            return torch.stack([layer(source) for layer in layers], dim=1)
+        groups = [layer(source).unflatten(2, (group, -1)) for layer in layers]
+        queries = torch.stack(groups, dim=3 if self.spec.tiled else 2)
+        return queries.flatten(2, 3).transpose(1, 2)
 
 
 class Matmul(Projection):
