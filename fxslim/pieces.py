@@ -9,7 +9,7 @@ from itertools import accumulate
 from torch import fx
 
 from fxslim import graph
-from fxslim.axes import Dim, fresh, leaves, resolve, size
+from fxslim.axes import Dim, fresh, members, resolve, size
 from fxslim.calls import Call, Dims, RuleMismatch
 from fxslim.notation import broadcast, joined
 from fxslim.refine import beginning_with_unit, cut, regroup, side_by_side
@@ -151,11 +151,11 @@ def _dimension_of_its_own(operands: Sequence[Dims]) -> int | None:
     """The last dimension that begins with axes of its own in each of several operands."""
     if len(operands) == 1:
         return None
-    occurring = Counter(leaf for dims in operands for dim in dims for leaf in leaves(dim))
+    occurring = Counter(axis for dims in operands for dim in dims for axis in members(dim))
     for position in reversed(range(len(operands[0]))):
         found = [resolve(dims[position]) for dims in operands]
         first = [dim[:1] if dim and dim[0].size == 1 else dim for dim in found]
-        own = all(dim and all(occurring[leaf] == 1 for leaf in leaves(dim)) for dim in first)
+        own = all(dim and all(occurring[axis] == 1 for axis in members(dim)) for dim in first)
         if own and not any(graph.is_symbolic(size(dim)) for dim in found):
             return position
     return None

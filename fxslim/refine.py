@@ -18,6 +18,7 @@ from fxslim.axes import (
     blocks,
     fresh,
     leaves,
+    members,
     representative,
     resolve,
     size,
@@ -173,7 +174,7 @@ def _match_heads(left: list[Axis], right: list[Axis], why: Block) -> bool:
         return True
     if 1 in (x.size, y.size):
         wide, others = (y, left) if x.size == 1 else (x, right)
-        if not set(leaves((wide,))).isdisjoint(leaves(tuple(others))):
+        if not set(members((wide,))).isdisjoint(members(tuple(others))):
             return False  # joined with a shifted copy of itself: it would never end
         _begin_with_unit(wide)
         return True

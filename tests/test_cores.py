@@ -294,6 +294,27 @@ def test_layers_of_every_head_may_be_stacked(calls):
     assert fxslim.compile(program, 0.5).meta["fxslim"].max_difference < 1e-6
 
 
+def test_what_is_alike_in_all_that_is_stacked_is_no_unit():
+    """Rotated pairs, of two positions that are a sum without an axis."""
+
+    class Rotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.o = nn.Linear(WIDTH, 3 * 8), nn.Linear(8, WIDTH)
+
+        def forward(self, x):
+            table = torch.cat([torch.ones(1, 1, 1), torch.zeros(1, 1, 1)], 1)
+            q, k, v = self.qkv(x).chunk(3, -1)
+            a, b = (k * table).unflatten(-1, (-1, 2)).unbind(-1)
+            k = torch.stack([-b, a], -1).flatten(2) + k * table
+            return self.o(merge(softmax_core(*(split(y) for y in (q, k, v)))))
+
+    x = torch.randn(3, 2, WIDTH)
+    (site,) = fxslim.find_attention(fxslim.capture(Rotated(), x, dynamic=False))
+    assert site.num_heads == 4
+    assert site.prunable
+
+
 def test_a_single_head_is_refused():
     class One(nn.Module):
         """Its context lies beside something else."""

@@ -103,12 +103,12 @@ def test_a_view_that_fits_only_divisible_lengths_is_not_believed():
     assert not blocks(width)
 
 
-def test_a_unit_before_an_axis_is_not_joined_with_the_axis_alone():
+@pytest.mark.parametrize("axis", [fresh(4), side_by_side([(), ()])], ids=["axis", "sum"])
+def test_a_unit_before_an_axis_is_not_joined_with_the_axis_alone(axis):
     """It would begin with one unit more, and so on."""
-    axis = fresh(4)
     unit, rest = beginning_with_unit(axis)
     join((*unit, *rest), rest, WHY)
-    assert blocks(axis) == [WHY, WHY]
+    assert blocks(unit) == [WHY]
 
 
 def test_parts_of_a_sum_read_as_a_product_run_together():
