@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxslim.errors import CaptureError
 from fxslim.follow import closure
-from fxslim.graph import holds
+from fxslim.graph import fixed_size, holds
 from fxslim.rules import row_for
 
 __all__ = ["SYMBOLIC_LENGTHS", "decompositions", "export", "length_dims"]
@@ -59,6 +59,8 @@ def export(
             except Exception as error:  # noqa: BLE001  whatever PyTorch raises is its reason
                 failures.append(error)
             else:
+                if inputs is not given and _fixes_batch(exported, inputs):
+                    continue
                 notes.append(note)
                 return exported
     raise CaptureError(_explain(model, failures)) from failures[0]
@@ -84,6 +86,20 @@ def _example_variants(
     yield inputs
 
 
+def _fixes_batch(exported: ExportedProgram, inputs: Any) -> bool:
+    """Whether the model takes a batch of this size only."""
+    tensors = [
+        value for value in _input_values(exported, inputs) if isinstance(value, torch.Tensor)
+    ]
+    return any(value.ndim and fixed_size(value.shape[0]) is not None for value in tensors)
+
+
+def _input_values(exported: ExportedProgram, inputs: Any) -> list[Any]:
+    """The fake tensors, and whatever else, that the program was traced with."""
+    places = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
+    return places[len(places) - len(pytree.tree_leaves(inputs)) :]
+
+
 def _export_once(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -93,7 +109,7 @@ def _export_once(
 ) -> ExportedProgram:
     with torch.no_grad() if not model.training else torch.enable_grad():
         exported = _traced(model, args, kwargs, choice, {})
-        ties = _ties(exported, len(pytree.tree_leaves((args, kwargs))))
+        ties = _ties(_input_values(exported, (args, kwargs)))
         if ties:
             try:
                 exported = _traced(model, args, kwargs, choice, ties)
@@ -179,27 +195,26 @@ def _traced(
     return exported
 
 
-def _ties(exported: ExportedProgram, count: int) -> _Ties:
+def _ties(values: Sequence[Any]) -> _Ties:
     """One name for input sizes that must be equal though the model never says so.
 
     Where two inputs have a batch dimension each, tracing may rely on four times the one divided by
     the other being four: an equation that holds for some sizes only, unless the two are one.
     """
-    places = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
-    mode = detect_fake_mode(places)
+    mode = detect_fake_mode(values)
     environment = mode.shape_env if mode is not None else None
     if environment is None:
         return {}
     relations = [environment.replace(guard.expr) for guard in environment.guards]
     loose = {s for relation in relations if not holds(relation) for s in relation.free_symbols}
-    names: dict[int, Any] = {}
-    ties = {}
-    for i, value in enumerate(places[len(places) - count :]):
+    places: dict[int, list[tuple[int, int]]] = {}
+    for i, value in enumerate(values):
         sizes: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
         for d, n in enumerate(sizes):
             if isinstance(n, torch.SymInt) and n.node.expr in loose:
-                ties[i, d] = names.setdefault(n.node.hint, Dim(f"size_{n.node.hint}"))
-    return ties
+                places.setdefault(n.node.hint, []).append((i, d))
+    names = {hint: Dim(f"size_{hint}") for hint, equal in places.items() if len(equal) > 1}
+    return {place: name for hint, name in names.items() for place in places[hint]}
 
 
 def _explain(model: nn.Module, failures: list[Exception]) -> str:
