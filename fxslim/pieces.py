@@ -104,7 +104,13 @@ def unbind(call: Call) -> list[Dims]:
 def split(call: Call) -> list[Dims]:
     """`dim` cut into pieces, whose widths the results' shapes tell: split, chunk, ..."""
     dims, position = call.dims("self"), call.axis()
-    pieces = _pieces(call, dims[position], [shape[position] for shape in call.shapes])
+    widths = [shape[position] for shape in call.shapes]
+    given = call.arguments.get("split_sizes", call.arguments.get("split_size"))
+    listed = isinstance(given, (list, tuple))
+    if len(widths) > 1 and not listed and any(map(graph.is_symbolic, widths)):
+        constant = tuple(a for a in resolve(dims[position]) if not graph.is_symbolic(a.size))
+        call.reads(constant, "cuts it at lengths that depend on the input")
+    pieces = _pieces(call, dims[position], widths)
     return [replaced(dims, position, piece) for piece in pieces]
 
 

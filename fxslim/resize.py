@@ -89,13 +89,29 @@ def unflattened(call: Call, results: list[Dims], keep: Keep) -> None:
 
 
 def split_sizes(call: Call, results: list[Dims], keep: Keep) -> None:
-    """Whatever the spelling, a split along a narrowed dimension states the width of each piece."""
+    """Whatever the spelling, a split along a narrowed dimension states the width of each piece.
+
+    A symbolic width is computed from the one that is given.
+    """
     dim = call.axis()
     if narrowed_size(call.dims("self")[dim], keep) == size(call.dims("self")[dim]):
         return
     widths = [narrowed_size(dims[dim], keep) for dims in results]
+    if any(map(graph.is_symbolic, widths)):
+        _split_at_symbols(call, [dims[dim] for dims in results], keep)
+        return
     call.node.target = torch.ops.aten.split_with_sizes.default
     call.node.args, call.node.kwargs = (call.arguments["self"], widths, dim), {}
+
+
+def _split_at_symbols(call: Call, pieces: list[Dim], keep: Keep) -> None:
+    """The widths as they are given; a number of pieces stays what it is."""
+    for name in call.arguments.keys() & {"split_size", "split_sizes"}:
+        given = call.arguments[name]
+        listed = given if isinstance(given, (list, tuple)) else [given]
+        stated = zip(listed, pieces[: len(listed)], strict=True)
+        new = [_new_size(call.node, n, dim, keep, infer=False) for n, dim in stated]
+        graph.set_argument(call.node, name, new if listed is given else new[0])
 
 
 def bounds(call: Call, results: list[Dims], keep: Keep) -> None:

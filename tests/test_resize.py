@@ -70,6 +70,15 @@ def sliced_length(y, slopes):
     return y[:, 1:-1].unflatten(-1, (HEADS, WIDTH)).flatten(-2)
 
 
+def split_at_a_symbol(y, slopes):
+    b, s, _ = y.shape
+    heads = y.view(b, s, HEADS, WIDTH).transpose(1, 2).reshape(b * HEADS, s, WIDTH)
+    (whole,) = heads.split(b * HEADS)
+    (listed,) = whole.split([b * HEADS])
+    (one,) = listed.chunk(1)
+    return one.view(b, HEADS, s, WIDTH).transpose(1, 2).reshape(b, s, HEADS * WIDTH)
+
+
 def strided_width(y, slopes):
     heads = y.unflatten(-1, (HEADS, WIDTH))
     return torch.cat([heads[..., ::WIDTH], heads[..., 1:]], -1).flatten(-2)
@@ -84,6 +93,7 @@ BETWEEN = [
     repeated_heads,
     tiled_heads,
     sliced_length,
+    split_at_a_symbol,
     strided_width,
 ]
 KEPT = [0, 2]
