@@ -22,7 +22,7 @@ from fxslim.passes.base import (
     isolate,
 )
 from fxslim.passes.remove import remove_empty
-from fxslim.passes.shapes import check_shapes, narrow_shapes
+from fxslim.passes.shapes import check_shapes, narrow_shapes, unknowable
 from fxslim.positions import Keep, kept_positions, narrowed_size
 from fxslim.program import copy_program
 from fxslim.rules import row_for
@@ -63,6 +63,7 @@ class Narrow(GraphPass):
         slim, places = copy_program(graph_module)
         axes = self.axis_map.on(slim, places)
         touched = [node for node in axes.dims if _carries(axes, node, set(self.keep))]
+        passed_over = unknowable(touched)
         for node in touched:
             self._resize(axes, node)
         for node in touched:
@@ -76,8 +77,8 @@ class Narrow(GraphPass):
         narrow_shapes(axes, self.keep, [node for node in touched if not _selected_from(node)])
         new = [node for node in slim.graph.nodes if "val" not in node.meta]
         infer_shapes(slim)
-        alive = set(slim.graph.nodes)
-        check_shapes(slim, [node for node in (*touched, *new) if node in alive])
+        checked = set(slim.graph.nodes) - passed_over
+        check_shapes(slim, [node for node in (*touched, *new) if node in checked])
         return PassResult(slim, bool(touched))
 
     def _resize(self, axes: AxisMap, node: fx.Node) -> None:

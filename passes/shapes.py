@@ -17,7 +17,7 @@ from fxslim.calls import Dims
 from fxslim.errors import VerificationError
 from fxslim.positions import Keep, narrowed_size
 
-__all__ = ["check_shapes", "narrow_shapes"]
+__all__ = ["check_shapes", "narrow_shapes", "unknowable"]
 
 
 def narrow_shapes(axes: AxisMap, keep: Keep, nodes: Iterable[fx.Node]) -> None:
@@ -71,8 +71,33 @@ def check_shapes(program: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
     for node in nodes:
         if node.op == "get_attr":
             _agree(node, graph.attribute(program, str(node.target)), node.meta["val"])
-        elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        elif _is_operator(node):
             _agree(node, infer(node), node.meta["val"])
+
+
+def unknowable(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes of a right program that disagree at the sizes made up for lengths out of data.
+
+    Two such lengths may have to be equal, or the sum of others; nothing is learned from a check.
+    """
+    infer, found = _Inference(), set()
+    for node in nodes:
+        if _is_operator(node) and any(map(_is_made_up, (node, *graph.tensor_inputs(node)))):
+            try:
+                _agree(node, infer(node), node.meta["val"])
+            except VerificationError:
+                found.add(node)
+    return found
+
+
+def _is_operator(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+
+
+def _is_made_up(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    sizes: Iterable[int | torch.SymInt] = value.shape if isinstance(value, torch.Tensor) else ()
+    return any(isinstance(n, torch.SymInt) and not n.node.has_hint() for n in sizes)
 
 
 class _Inference:

@@ -287,3 +287,30 @@ def test_heads_of_a_refused_site_cannot_be_cut():
     plan = fxslim.PruningPlan({fxslim.find_attention(program)[0].name: []}, 0.5)
     with pytest.raises(fxslim.UnsupportedSite, match="cannot be pruned: its heads are mixed"):
         fxslim.narrow(program, plan)
+
+
+def test_lengths_out_of_data_need_not_fit_the_sizes_that_are_made_up_for_them():
+    """The image's tokens are what is left without as many as the mask keeps."""
+
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+            self.table = nn.Parameter(torch.randn(5, 1, 4))
+
+        def forward(self, image, text, mask):
+            text = text[:, mask[0]]
+            x = torch.cat([image, text], 1)
+            q, k, v = (t.unflatten(-1, (4, 4)) for t in self.qkv(x).chunk(3, -1))
+            n = text.shape[1]
+            q = torch.cat([q[:, :-n] * self.table, q[:, -n:]], 1)
+            context = scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+            return self.out(context.transpose(1, 2).flatten(2))[:, :5]
+
+    mask = torch.tensor([[True, True, True, False]])
+    inputs = (torch.randn(1, 5, 16), torch.randn(1, 4, 16), mask)
+    program = fxslim.capture(Packed(), inputs, dynamic=False)
+    slim = fxslim.compile(program, 0.5)
+    report = slim.meta["fxslim"]
+    masked = call_of(inputs).on(without_heads(program, report.sites, report.plan.kept))
+    assert compare(call_of(inputs).on(slim), masked).relative < 1e-5
