@@ -20,7 +20,7 @@ from fxslim.pieces import cut_out
 from fxslim.refine import side_by_side
 from fxslim.views import read_everything, replaced
 
-__all__ = ["gather", "index", "index_put", "index_select", "scatter"]
+__all__ = ["gather", "index", "index_copy", "index_put", "index_select", "scatter"]
 
 _MOST_RUNS = 64
 """A constant index with more runs of consecutive positions is treated as one that is computed."""
@@ -164,6 +164,17 @@ def _same_or_read(call: Call, dim: Dim, other: Dim) -> None:
     else:
         call.reads(dim, "picks the first positions of it")
         call.reads(other, "picks the first positions of another dimension")
+
+
+def index_copy(call: Call) -> list[Dims]:
+    """Slices of `source` written at positions of `dim`; the other dimensions run together."""
+    dims, source, position = call.dims("self"), call.dims("source"), call.axis()
+    if len(source) != len(dims):
+        return read_everything(call)
+    for dim in (dims[position], source[position], *call.dims("index")):
+        call.reads(dim, "writes it at positions by an index")
+    rest = broadcast(replaced(dims, position, ()), replaced(source, position, ()), call)
+    return [replaced(rest, position, dims[position])]
 
 
 def scatter(call: Call) -> list[Dims]:

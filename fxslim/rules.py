@@ -165,7 +165,7 @@ RULES: dict[str, Row] = {
     "im2col": _READ_ALL,
     "index": _row(indexing.index, resize.constant_index),
     "index_add": _READ_ALL,
-    "index_copy": _READ_ALL,
+    "index_copy": _row(indexing.index_copy),
     "index_put": _row(indexing.index_put),
     "index_select": _row(indexing.index_select, resize.constant_index),
     "instance_norm": _row(products.instance_norm),

@@ -362,7 +362,7 @@ SAMPLES = [
     sample(", 1 ->", aten.index_select.default, x(), 0, ints(1, 1)),
     sample("a! b!, c!, d! e! -> f! g!", aten.index_add.default, x(5, 2), 0, ints(5, 3), x(3, 2)),
     sample(
-        "a! b!, c!, d! e! -> f! g!",
+        "a! b, c!, d! b -> a! b",
         aten.index_copy.default,
         x(5, 2),
         0,
