@@ -8,11 +8,12 @@ import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.exporting import SYMBOLIC_LENGTHS, export, length_dims
@@ -58,6 +59,7 @@ def capture_call(
     if callee is not model:
         notes.append("called with use_cache=False: cached keys and values would be graph outputs")
     with _unchanged(model):
+        _call_once(callee, args, kwargs)
         exported = export(_with_names(callee, kwargs), args, kwargs, dynamic, notes)
     program = tidied(exported, model)
     if notes[-1] == SYMBOLIC_LENGTHS:
@@ -133,6 +135,23 @@ def _with_forward(model: nn.Module, forward: Callable[..., Any]) -> nn.Module:
     other = copy.copy(model)
     other.forward = forward
     return other
+
+
+def _call_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Call a model as it is first, so that what it computes once and keeps is not made by tracing.
+
+    A function with a cache would hand fake tensors to its next caller.
+    """
+    if model.training:
+        return
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with suppress(Exception):  # export meets it again, and its reason is what users are told
+            model(*args, **kwargs)
+        for buffer, version, before in buffers:
+            if buffer._version != version:
+                buffer.copy_(before)
 
 
 @contextmanager
