@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxslim.graph import arguments, attribute, fixed_size, shape
+from fxslim.assertions import assert_inputs
+from fxslim.graph import arguments, attribute, shape
 from fxslim.program import Program, copy_graph
 
 __all__ = ["tidied", "tidy"]
@@ -25,7 +24,7 @@ def tidied(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
     _name_canonically(module, model)
     program = Program(module, copy_graph(module.graph)[0], type(model).__name__)
     tidy(program)
-    _check_inputs(program, exported)
+    assert_inputs(program, exported)
     program.graph.eliminate_dead_code()
     program.delete_all_unused_submodules()
     program.graph.lint()
@@ -158,61 +157,3 @@ def _reduced(node: fx.Node) -> int | None:
     given = arguments(node)
     dims = given["dim"]
     return dims[0] if given["keepdim"] and len(dims) == 1 and not given.get("dtype") else None
-
-
-def _check_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
-    """Assert the sizes and values that the program was specialised to.
-
-    So that others never pass silently: a flag that was off, a mask that was None.
-    """
-    bounds = {str(symbol): limits for symbol, limits in exported.range_constraints.items()}
-    places = [n for n in program.graph.nodes if n.op == "placeholder"]
-    for place in reversed(places):
-        value = place.meta.get("val")
-        for dim, n in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            _check_size(program.graph, places[-1], place, dim, n, bounds)
-        if value is None or isinstance(value, (bool, int, float, str)):
-            _check_value(places[-1], place, value)
-
-
-def _check_value(after: fx.Node, place: fx.Node, value: Any) -> None:
-    message = (
-        f"input {place.name!r} has another value than the program was captured for ({value!r}); "
-        "capture it with such an example"
-    )
-    _assert_after(after, operator.is_ if value is None else operator.eq, place, value, message)
-
-
-def _assert_after(
-    after: fx.Node, compare: Callable[[Any, Any], Any], given: fx.Node, wanted: Any, message: str
-) -> None:
-    """Insert the assertion ``compare(given, wanted)``."""
-    with after.graph.inserting_after(after):
-        fits = after.graph.call_function(compare, (given, wanted))
-    with after.graph.inserting_after(fits):
-        after.graph.call_function(torch._assert, (fits, message))
-
-
-def _check_size(
-    graph: fx.Graph,
-    after: fx.Node,
-    place: fx.Node,
-    dim: int,
-    n: int | torch.SymInt,
-    bounds: Mapping[str, Any],
-) -> None:
-    compare: Callable[[Any, Any], Any] = operator.eq
-    size, least = fixed_size(n), ""
-    if size is None:
-        limits = bounds.get(str(n))
-        if limits is None or not limits.upper < 2**31:
-            return
-        size, compare, least = int(limits.upper), operator.le, "at most "
-    message = (
-        f"input {place.name!r} has another size in dimension {dim} than the program was captured "
-        f"for ({least}{size}); capture it with such an example"
-    )
-    with graph.inserting_after(after):
-        given = graph.call_function(aten.sym_size.int, (place, dim))
-    given.meta["val"] = n
-    _assert_after(given, compare, given, size, message)

@@ -1,5 +1,6 @@
 """Capture: what goes in, what comes out, and what is said when it cannot be done."""
 
+import functools
 import re
 
 import numpy as np
@@ -233,6 +234,126 @@ def test_a_length_beyond_the_models_tables_is_refused_by_name():
     assert program(example(2, 9)).shape == (2, 9, WIDTH)
     with pytest.raises(AssertionError, match=r"input 'x' has another size .*\(at most 9\)"):
         program(example(2, 10))
+
+
+def in_chunks(layer, x):
+    return x + sum(layer(chunk).sum(1, keepdim=True) for chunk in x.split(4, 1))
+
+
+def if_odd(layer, x):
+    return layer(x) if x.shape[1] % 2 else x
+
+
+def if_few(layer, x):
+    return layer(x) if x.shape[0] * x.shape[1] > 20 else x
+
+
+def if_long(layer, x):
+    return layer(x) if x.shape[1] > 5 else x
+
+
+def if_square(layer, x):
+    return layer(x) if x.shape[1] == x.shape[2] else x
+
+
+@pytest.mark.parametrize(
+    ("branch", "size", "said"),
+    [
+        (in_chunks, (3, 16), "the sizes of the inputs are not those .*3 \\+ x.shape"),
+        (if_odd, (2, 8), "the sizes of the inputs are not those .*x.shape.1. % 2"),
+        (if_few, (3, 16), "the sizes of the inputs are not those .*x.shape.0.\\*x.shape.1. <= 20"),
+        (if_long, (2, 4), "the sizes of the inputs are not those .*x.shape.1. > 5"),
+        (if_square, (2, WIDTH), "the sizes of the inputs are not those .*x.shape.1. != 6"),
+    ],
+)
+def test_a_branch_on_sizes_is_asserted(branch, size, said):
+    """Tracing takes one side of it, and unrolls loops."""
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.attention = nn.Linear(WIDTH, WIDTH), Attention()
+
+        def forward(self, x):
+            return self.attention(branch(self.layer, x))
+
+    model = Branching().eval()
+    program = fxslim.capture(model, example(2, 7))
+    slim = fxslim.compile(program, 0.5)
+    assert notes(program) == ("batch and sequence lengths are symbolic",)
+    x = example(1, 7)
+    torch.testing.assert_close(program(x), model(x))
+    for made in (program, slim):
+        with pytest.raises(AssertionError, match=said):
+            made(example(*size))
+
+
+def test_what_is_computed_once_for_all_stays_real():
+    """A cache outside of the model is filled by a call, not by tracing."""
+
+    @functools.lru_cache
+    def swapped(width):
+        numbers = torch.arange(width)
+        return torch.where(numbers % 2 == 0, numbers + 1, numbers - 1)
+
+    class Swapping(Attention):
+        def forward(self, x):
+            return super().forward(x[..., swapped(WIDTH)])
+
+    model = Swapping().eval()
+    for _ in range(2):
+        fxslim.capture(model, example())
+        assert type(model(example())) is torch.Tensor
+
+
+def test_the_call_before_tracing_leaves_no_trace():
+    class Counting(Attention):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return super().forward(x.mul_(2)) + torch.rand(())
+
+    model, x = Counting().eval(), example()
+    given, state = x.clone(), torch.get_rng_state()
+    fxslim.capture(model, x)
+    assert model.calls == 0
+    assert x.equal(given)
+    assert torch.get_rng_state().equal(state)
+
+
+def test_a_batch_of_one_that_the_model_fixes_stays_one():
+    """It is doubled in the hope of a symbol; where that fails, two is not what was asked for."""
+
+    class OneByOne(Attention):
+        def forward(self, x):
+            return torch.stack([row @ row.T for row in super().forward(x)])
+
+    with pytest.warns(UserWarning, match=re.escape("takes 'x' of (1, symbolic, 6) only")):
+        program = fxslim.capture(OneByOne(), example(1))
+    assert program(example(1, 9)).shape == (1, 9, 9)
+    assert fxslim.compile(program, 0.5).meta["fxslim"].max_difference < 1e-6
+
+
+def test_only_sizes_that_occur_twice_are_tied():
+    """A bound of one length is no reason to leave the batches apart."""
+
+    class Bounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.positions = nn.Parameter(torch.randn(50, 32))
+            self.inner, self.cross = (nn.MultiheadAttention(32, 4) for _ in range(2))
+
+        def forward(self, source, target):
+            source = (source + self.positions[: source.shape[1]]).transpose(0, 1)
+            target = (target + self.positions[: target.shape[1]]).transpose(0, 1)
+            target = target + self.inner(target, target, target, need_weights=False)[0]
+            return self.cross(target, source, source)[0]
+
+    program = fxslim.capture(Bounded(), (torch.randn(2, 9, 32), torch.randn(2, 6, 32)))
+    assert [site.prunable for site in fxslim.find_attention(program)] == [True, True]
 
 
 def test_inputs_whose_batches_must_agree_get_one_symbol():
