@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fxslim import graph
-from fxslim.axes import Axis, Block, block, fresh, members, resolve, size
+from fxslim.axes import Axis, Block, Dim, block, fresh, members, resolve, size
 from fxslim.calls import Call, Contraction, Dims, RuleMismatch
 from fxslim.rules import row_for
 
@@ -60,6 +60,7 @@ class AxisMap:
         selected: for each use at which heads are selected rather than shared, what is selected from
             there.
         unruled: nodes whose operator has no rule, or whose rule did not fit.
+        paired: lengths that are the same positions, though only the input makes them equal.
     """
 
     program: fx.GraphModule
@@ -67,6 +68,7 @@ class AxisMap:
     contractions: dict[fx.Node, list[Contraction]] = field(default_factory=dict)
     selected: dict[Use, Selected] = field(default_factory=dict)
     unruled: list[fx.Node] = field(default_factory=list)
+    paired: list[tuple[Dim, Dim]] = field(default_factory=list)
 
     def of(self, node: fx.Node) -> Dims:
         """The dims of a node's (first) result."""
@@ -81,6 +83,20 @@ class AxisMap:
         """The axes, leaves and sums, that any result of `node` carries."""
         return {axis for dims in self.dims.get(node, []) for dim in dims for axis in members(dim)}
 
+    def same_positions(self, dim: Dim) -> set[Axis]:
+        """The axes, leaves and sums, of `dim` and of the lengths that it is paired with."""
+        found = set(members(dim))
+        while True:
+            more = {
+                axis
+                for pair in self.paired
+                if not found.isdisjoint(members((*pair[0], *pair[1])))
+                for axis in members((*pair[0], *pair[1]))
+            }
+            if more <= found:
+                return found
+            found |= more
+
     def on(self, program: fx.GraphModule, copy: Mapping[fx.Node, fx.Node]) -> AxisMap:
         """The same axes on a copy of the program."""
         return AxisMap(
@@ -92,6 +108,7 @@ class AxisMap:
             },
             {(copy[user], copy[node]): found for (user, node), found in self.selected.items()},
             [copy[node] for node in self.unruled],
+            self.paired,
         )
 
     def call(self, node: fx.Node) -> Call:
@@ -190,6 +207,7 @@ def _visit(axis_map: AxisMap, node: fx.Node) -> None:
             axis_map.dims[node] = dims
             if call.contracted:
                 axis_map.contractions[node] = call.contracted
+            axis_map.paired += call.paired
             return
     _refuse(axis_map, node, Block(reason, node.name, unruled=graph.operator_name(node)))
 
@@ -208,6 +226,7 @@ def _at_size(dims: Dims, shape: tuple[int, ...], call: Call) -> Dims:
         if size(dim) != n and not (graph.is_symbolic(size(dim)) or graph.is_symbolic(n)):
             raise RuleMismatch(f"it gives {size(dim)} positions where PyTorch gives {n}")
         out.append(dim if size(dim) == n else fresh(n, call.why("is a length of the input")))
+    call.paired.extend((old, new) for old, new in zip(dims, out, strict=True) if old is not new)
     return tuple(out)
 
 

@@ -35,7 +35,8 @@ class Contraction:
 class Call:
     """A call of an operator, with the dims of its operands.
 
-    `shapes` are the sizes of its results; `contracted` collects what the call sums over.
+    `shapes` are the sizes of its results; `contracted` collects what the call sums over,
+    `paired` the lengths that only the input makes equal.
     """
 
     node: fx.Node
@@ -43,6 +44,7 @@ class Call:
     arguments: dict[str, Any]
     shapes: list[tuple[int, ...]]
     contracted: list[Contraction] = field(default_factory=list)
+    paired: list[tuple[Dim, Dim]] = field(default_factory=list)
 
     def why(self, what: str) -> Block:
         """A reason that names this call."""

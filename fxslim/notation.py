@@ -145,6 +145,7 @@ def joined(a: Dim, b: Dim, call: Call) -> Dim:
         raise RuleMismatch(f"dimensions of {size(a)} and {size(b)} positions cannot run together")
     for dim in (a, b):
         call.reads(dim, "pairs it with a length that only the input makes equal")
+    call.paired.append((a, b))
     return a
 
 

@@ -104,7 +104,7 @@ class _Finder:
         A length of one (a decoder's first step) is no axis: all axes are followed then.
         """
         dims = self.axis_map.of(node)
-        keys = set(members(dims[along]))
+        keys = self.axis_map.same_positions(dims[along])
         scores = self._scores(node, keys)
         context, value = self._context(node, keys)
         if not scores or not context:

@@ -315,6 +315,26 @@ def test_what_is_alike_in_all_that_is_stacked_is_no_unit():
     assert site.prunable
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_mask_as_long_as_the_data_says_is_paired_with_the_scores(step):
+    """Padding up to the longest length: only the input makes it as long as the keys."""
+
+    class Padded(Attention):
+        def forward(self, x, lengths):
+            longest = torch.ops.aten.item(lengths.max())
+            padding = torch.ones(longest, longest, dtype=torch.bool).triu(1)[lengths - 1]
+            x, padding = x[:, ::step], padding[:, ::step]
+            q, k, v = self.heads(x)
+            scores = (q @ k.transpose(-1, -2)).masked_fill(padding[:, None, None], -1e9)
+            return self.o(merge(scores.softmax(-1) @ v))
+
+    inputs = (torch.randn(2, 40, WIDTH), torch.tensor([40, 33]))
+    program = fxslim.capture(Padded(), inputs)
+    (site,) = fxslim.find_attention(program)
+    assert (site.prunable, site.num_heads) == (True, HEADS)
+    assert fxslim.compile(program, 0.5).meta["fxslim"].max_difference < 1e-6
+
+
 def test_a_single_head_is_refused():
     class One(nn.Module):
         """Its context lies beside something else."""
