@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
@@ -144,7 +145,8 @@ def _call_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """
     if model.training:
         return
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    tracked = [b for b in model.buffers() if not b.is_inference() and not is_lazy(b)]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in tracked]
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         with suppress(Exception):  # export meets it again, and its reason is what users are told
