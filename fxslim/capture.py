@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.compiler import set_stance
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -141,14 +142,16 @@ def _with_forward(model: nn.Module, forward: Callable[..., Any]) -> nn.Module:
 def _call_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Call a model as it is first, so that what it computes once and keeps is not made by tracing.
 
-    A function with a cache would hand fake tensors to its next caller.
+    A function with a cache would hand fake tensors to its next caller.  A model in training, or one
+    that is given what it may change (a key-value cache), is not called.
     """
-    if model.training:
+    plain = (torch.Tensor, int, float, str, type(None))
+    if model.training or not all(isinstance(x, plain) for x in pytree.tree_leaves((args, kwargs))):
         return
     tracked = [b for b in model.buffers() if not b.is_inference() and not is_lazy(b)]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in tracked]
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), set_stance("force_eager"):
         with suppress(Exception):  # export meets it again, and its reason is what users are told
             model(*args, **kwargs)
         for buffer, version, before in buffers:

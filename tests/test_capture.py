@@ -2,6 +2,7 @@
 
 import functools
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -322,6 +323,21 @@ def test_the_call_before_tracing_leaves_no_trace():
     assert model.calls == 0
     assert x.equal(given)
     assert torch.get_rng_state().equal(state)
+
+
+def test_what_the_model_may_change_is_not_handed_to_it_before_tracing():
+    class Cache:
+        calls = 0
+
+    class Caching(Attention):
+        def forward(self, x, cache):
+            cache.calls += 1
+            return super().forward(x)
+
+    cache = Cache()
+    with suppress(fxslim.CaptureError):  # torch.export takes no such object
+        fxslim.capture(Caching().eval(), (example(), cache))
+    assert cache.calls == 0
 
 
 def test_a_batch_of_one_that_the_model_fixes_stays_one():
