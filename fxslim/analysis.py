@@ -86,16 +86,10 @@ class AxisMap:
     def same_positions(self, dim: Dim) -> set[Axis]:
         """The axes, leaves and sums, of `dim` and of the lengths that it is paired with."""
         found = set(members(dim))
-        while True:
-            more = {
-                axis
-                for pair in self.paired
-                if not found.isdisjoint(members((*pair[0], *pair[1])))
-                for axis in members((*pair[0], *pair[1]))
-            }
-            if more <= found:
-                return found
-            found |= more
+        pairs = [set(members((*a, *b))) for a, b in self.paired]
+        while further := [pair for pair in pairs if pair & found and not pair <= found]:
+            found = found.union(*further)
+        return found
 
     def on(self, program: fx.GraphModule, copy: Mapping[fx.Node, fx.Node]) -> AxisMap:
         """The same axes on a copy of the program."""

@@ -9,20 +9,21 @@ branches on sizes as well, to lay tensors out in memory; that changes no number.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
-from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+from fxslim.graph import guards_of
 
 __all__ = ["assert_inputs"]
 
@@ -40,18 +41,9 @@ def assert_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
                 asserted.value(place, value)
             for dim, n in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
                 asserted.size(place, dim, n)
-        for relation in _relations(exported):
+        guards = guards_of(n.meta.get("val") for n in exported.graph.find_nodes(op="placeholder"))
+        for relation in dict.fromkeys(relation for guard, relation in guards if _matters(guard)):
             asserted.relation(relation)
-
-
-def _relations(exported: ExportedProgram) -> Iterator[sympy.Basic]:
-    """What the model's code was told of sizes, once each."""
-    places = exported.graph.find_nodes(op="placeholder")
-    mode = detect_fake_mode([place.meta.get("val") for place in places])
-    environment = mode.shape_env if mode is not None else None
-    if environment is not None:
-        found = {environment.replace(g.expr): None for g in environment.guards if _matters(g)}
-        yield from found
 
 
 def _matters(guard: Any) -> bool:

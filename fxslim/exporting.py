@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._guards import detect_fake_mode
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from fxslim.errors import CaptureError
 from fxslim.follow import closure
-from fxslim.graph import fixed_size, holds
+from fxslim.graph import fixed_size, guards_of, holds
 from fxslim.rules import row_for
 
 __all__ = ["SYMBOLIC_LENGTHS", "decompositions", "export", "length_dims"]
@@ -201,11 +200,7 @@ def _ties(values: Sequence[Any]) -> _Ties:
     Where two inputs have a batch dimension each, tracing may rely on four times the one divided by
     the other being four: an equation that holds for some sizes only, unless the two are one.
     """
-    mode = detect_fake_mode(values)
-    environment = mode.shape_env if mode is not None else None
-    if environment is None:
-        return {}
-    relations = [environment.replace(guard.expr) for guard in environment.guards]
+    relations = (relation for _, relation in guards_of(values))
     loose = {s for relation in relations if not holds(relation) for s in relation.free_symbols}
     places: dict[int, list[tuple[int, int]]] = {}
     for i, value in enumerate(values):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
+from torch._guards import detect_fake_mode
 
 from fxslim.axes import SYMBOLIC
 
@@ -22,6 +23,7 @@ __all__ = [
     "example_size",
     "fixed_size",
     "generic_size",
+    "guards_of",
     "holds",
     "is_symbolic",
     "is_tensor",
@@ -96,6 +98,14 @@ def holds(relation: Any) -> bool:
         return True
     left, right = (_at_the_point(side, _HIGHLY_COMPOSITE) for side in (relation.lhs, relation.rhs))
     return left == right
+
+
+def guards_of(values: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """What tracing relied on about the sizes of fake tensors: guards, each with its relation."""
+    mode = detect_fake_mode(list(values))
+    environment = mode.shape_env if mode is not None else None
+    if environment is not None:
+        yield from ((guard, environment.replace(guard.expr)) for guard in environment.guards)
 
 
 def example_size(value: int | torch.SymInt) -> int:
