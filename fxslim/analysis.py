@@ -189,7 +189,7 @@ def _visit(axis_map: AxisMap, node: fx.Node) -> None:
         return
     if not results:
         return
-    row = row_for(node) if isinstance(node.target, torch._ops.OpOverload) else None
+    row = row_for(node) if isinstance(node.target, torch._ops.OperatorBase) else None
     reason = f"{graph.operator_name(node)} has no rule"
     if row is not None:
         call = axis_map.call(node)

@@ -7,7 +7,7 @@ the probabilities that a projection brings in and an output projection sums over
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -109,9 +109,12 @@ class _Finder:
         if not heads:
             return self._headless(parts, set(), projections)
         ends = self._ends(parts, set(heads))
+        side = self._side(projections, set(heads), ends)
         refusal = ""
         if not all(set(heads) & self.axis_map.axes(context) for context in parts.context):
             refusal = "its heads are mixed with each other between the scores and the values"
+        elif any(self._adds_source(use, parts) for use in side):
+            refusal = UNPROJECTED
         return Core(
             node=parts.node,
             context=tuple(parts.context),
@@ -127,7 +130,7 @@ class _Finder:
             is_cross=self._is_cross(parts),
             projections=projections,
             ends=tuple(ends),
-            side=self._side(projections, set(heads), ends),
+            side=side,
             uses=parts.uses,
             refusal=refusal,
         )
@@ -160,7 +163,7 @@ class _Finder:
     ) -> Core | None:
         """An attention whose heads cannot be told apart, if it is one at all."""
         roles = (parts.query, parts.key, parts.value)
-        projected = [any(map(self._is_projected, operands)) for operands in roles]
+        projected = [any(any(self._projecting(node)) for node in operands) for operands in roles]
         learned = any(self.weights.is_weight(node) for node in parts.query)
         if not (projected[0] or learned) or not all(projected[1:]):
             return None
@@ -209,21 +212,33 @@ class _Finder:
         unruled = next((why for why in found if why.unruled), None)
         if unruled is not None:
             return f"its heads cannot be followed through {unruled.where}: {unruled.why}"
+        if self._source(parts) & set(leaves(parts.probabilities)) - parts.keys:
+            return UNPROJECTED
         if candidates:
             return "its heads are mixed with each other between the query and the scores"
         return ONE_HEAD
 
-    def _is_projected(self, operand: fx.Node) -> bool:
-        """Whether a product with a parameter lies behind the operand."""
+    def _adds_source(self, use: Use, parts: Operands) -> bool:
+        """Whether what the queries are made from is added to the context, as it is."""
+        user, operand = use
+        of_source = self.axis_map.axes(operand) & self._source(parts)
+        return bool(of_source) and graph.operator_name(user) != "mul"
+
+    def _source(self, parts: Operands) -> set[Axis]:
+        """The channels that queries are made from."""
+        found = (self._projecting(node) for node in parts.query)
+        return {leaf for contractions in found for c in contractions for leaf in leaves(c.dim)}
+
+    def _projecting(self, operand: fx.Node) -> Iterator[Contraction]:
+        """How the nearest products with a parameter behind the operand sum over it."""
 
         def back(node: fx.Node) -> Iterable[fx.Node]:
             return () if self.axis_map.contractions.get(node) else graph.tensor_inputs(node)
 
-        return any(
-            self.weights.is_weight(contraction.operand)
-            for node in closure([operand], back)
-            for contraction in self.axis_map.contractions.get(node, ())
-        )
+        for node in closure([operand], back):
+            for contraction in self.axis_map.contractions.get(node, ()):
+                if self.weights.is_weight(contraction.operand):
+                    yield contraction
 
     def _is_cross(self, parts: Operands) -> bool:
         """Keys of another length axis, that are not made from what the queries are made from."""
@@ -290,6 +305,10 @@ class _Finder:
         return found
 
 
+UNPROJECTED = (
+    "its heads are channels of what it is made from: no output projection comes before its context "
+    "is added to that"
+)
 ONE_HEAD = "there is one head only, so there is no head axis to cut"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
@@ -33,6 +34,7 @@ __all__ = [
     "set_argument",
     "set_attribute",
     "shape",
+    "subgraph",
     "tensor_inputs",
     "user_name",
 ]
@@ -145,6 +147,10 @@ def operator_name(node: fx.Node) -> str:
 def arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of an operator call by the names of its schema, defaults filled in."""
     target = node.target
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        bound = inspect.signature(target.__call__).bind(*node.args, **node.kwargs)
+        bound.apply_defaults()
+        return bound.arguments
     assert isinstance(target, torch._ops.OpOverload)
     named: dict[str, Any] = {}
     for position, argument in enumerate(target._schema.arguments):
@@ -168,9 +174,12 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
         node.update_kwarg(name, value)
 
 
+_NO_TENSOR = (torch.SymInt, type(None))  # None: a graph, for a higher-order operator to call
+
+
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """The nodes of `node`'s inputs that carry tensors, in the order of its arguments."""
-    return [n for n in node.all_input_nodes if not isinstance(n.meta.get("val"), torch.SymInt)]
+    return [n for n in node.all_input_nodes if not isinstance(n.meta.get("val"), _NO_TENSOR)]
 
 
 def _stack(node: fx.Node) -> Iterator[str]:
@@ -237,6 +246,14 @@ def set_attribute(module: torch.nn.Module, target: str, value: torch.Tensor) -> 
 def is_symbolic(n: int) -> bool:
     """Whether a generic size stands for a symbolic length."""
     return n >= SYMBOLIC
+
+
+def subgraph(node: fx.Node) -> fx.Graph:
+    """The graph that is an argument of a higher-order operator."""
+    assert node.graph.owning_module is not None
+    module = attribute(node.graph.owning_module, str(node.target))
+    assert isinstance(module, fx.GraphModule)
+    return module.graph
 
 
 def add_constant(before: fx.Node, value: torch.Tensor) -> fx.Node:

@@ -1,4 +1,4 @@
-"""Rules that are functions: operators that multiply, normalise, or are a whole attention."""
+"""Rules that are functions: operators that multiply or normalise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from fxslim.notation import Pattern, broadcast, joined
 from fxslim.refine import regroup
 
 __all__ = [
-    "attention",
     "batch_norm",
     "channelwise",
     "convolution",
@@ -210,36 +209,3 @@ _SAMPLE = {
 def grid_sampler(call: Call) -> list[Dims]:
     """Positions of each channel picked by a grid of coordinates."""
     return _SAMPLE[len(call.operand(call.tensors()[0])) - 2](call)
-
-
-def attention(call: Call) -> list[Dims]:
-    """softmax(query keyᵀ · scale + mask) value; the default scale reads the width of a head.
-
-    query (..., heads, q, e), key (..., heads, k, e), value (..., heads, k, v), mask (..., q, k).
-    With `enable_gqa` the query's heads are (KV heads, query heads per KV head).
-    """
-    query, key, value = call.dims("query"), call.dims("key"), call.dims("value")
-    if call.arguments["enable_gqa"]:
-        key, value = (_spread(call, query, dims) for dims in (key, value))
-    batch = broadcast(broadcast(query[:-2], key[:-2], call), value[:-2], call)
-    width = joined(query[-1], key[-1], call)
-    length = joined(key[-2], value[-2], call)
-    rows = query[-2]
-    if call.arguments["attn_mask"] is not None:
-        mask = call.dims("attn_mask")
-        batch = broadcast(batch, mask[:-2], call)
-        rows, length = joined(rows, mask[-2], call), joined(length, mask[-1], call)
-    call.reads(length, "is normalised over all of it")
-    if call.arguments["is_causal"]:
-        call.reads(rows, "masks each position by its number")
-    if call.arguments["scale"] is None:
-        call.reads(width, "scales by its width")
-    for name in ("query", "key"):
-        call.contracts(call.arguments[name], len(call.dims(name)) - 1, width)
-    return [(*batch, rows, value[-1])]
-
-
-def _spread(call: Call, query: Dims, dims: Dims) -> Dims:
-    """Keys or values with each KV head repeated for its group of query heads."""
-    times = size(query[-3]) // size(dims[-3])
-    return (*dims[:-3], joined(query[-3], (*dims[-3], *fresh(times)), call), *dims[-2:])

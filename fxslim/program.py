@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,11 +45,8 @@ class Program(fx.GraphModule):
         return _assemble(root, graph, copy.deepcopy(self.meta, memo), type(self).__name__)
 
     def __reduce__(self) -> tuple[Callable[..., Program], tuple[Any, ...]]:
-        def refer(node: fx.Node) -> Any:
-            return _Reference(node.name)
-
         nodes = [
-            (n.op, _Operator.of(n.target), *fx.map_arg((n.args, n.kwargs), refer), n.name)
+            (n.op, _named(n.target), *map_aggregate((n.args, n.kwargs), _named), n.name)
             for n in self.graph.nodes
         ]
         name = type(self).__name__
@@ -63,22 +61,26 @@ class _Reference:
 
 
 @dataclass(frozen=True)
-class _Operator:
-    """An operator's overload in a pickled graph: ``aten``, ``add``, ``Tensor``."""
+class _Path:
+    """Where `torch` holds what cannot be pickled: ``ops``, ``aten``, ``add``, ``Tensor``."""
 
-    path: tuple[str, str, str]
+    names: tuple[str, ...]
 
-    @classmethod
-    def of(cls, target: Any) -> Any:
-        """What to pickle for a node's target: overloads by name, all else as it is."""
-        if not isinstance(target, torch._ops.OpOverload):
-            return target
-        namespace, name = target._schema.name.split("::")
-        return cls((namespace, name, target._overloadname))
+    def follow(self) -> Any:
+        return functools.reduce(getattr, self.names, torch)
 
-    def overload(self) -> Any:
-        namespace, name, overload = self.path
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+
+def _named(value: Any) -> Any:
+    """What to pickle for a target or an argument: nodes, operators and formats by their names."""
+    if isinstance(value, fx.Node):
+        return _Reference(value.name)
+    if isinstance(value, torch.memory_format):
+        return _Path((str(value).removeprefix("torch."),))
+    if isinstance(value, torch._ops.HigherOrderOperator):
+        return _Path(("ops", "higher_order", value._name))
+    if isinstance(value, torch._ops.OpOverload):
+        return _Path(("ops", *value._schema.name.split("::"), value._overloadname))
+    return value
 
 
 def _root(program: fx.GraphModule) -> nn.Module:
@@ -118,12 +120,13 @@ def _unpickle(
     made: dict[str, fx.Node] = {}
 
     def follow(value: Any) -> Any:
-        return made[value.name] if isinstance(value, _Reference) else value
+        if isinstance(value, _Reference):
+            return made[value.name]
+        return value.follow() if isinstance(value, _Path) else value
 
     for op, target, args, kwargs, own in nodes:
-        arguments = map_aggregate(args, follow), map_aggregate(kwargs, follow)
-        target = target.overload() if isinstance(target, _Operator) else target
-        made[own] = graph.create_node(op, target, *arguments, name=own)
+        call = map_aggregate((target, args, kwargs), follow)
+        made[own] = graph.create_node(op, *call, name=own)
     return _assemble(root, graph, meta, name)
 
 

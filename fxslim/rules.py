@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxslim import graph, indexing, pieces, products, resize, views
+from fxslim import fused, graph, indexing, pieces, products, resize, views
 from fxslim.calls import Call, Dims
 from fxslim.notation import Pattern
 from fxslim.resize import Resize
@@ -149,6 +149,7 @@ RULES: dict[str, Row] = {
     "fft_rfft2": _READ_ALL,
     "fill": _FIRST,
     "flatten": _row(views.view),
+    "flex_attention": _row(fused.flex_attention, attention=("query", "key", "value")),
     "flip": _row(views.reads("dims")),
     "floor_divide": _SAME,
     "full": _CREATE,
@@ -237,7 +238,7 @@ RULES: dict[str, Row] = {
     "roll": _row(views.reads("dims")),
     "rsub": _SAME,
     "scalar_tensor": _CREATE,
-    "scaled_dot_product_attention": _row(products.attention, attention=("query", "key", "value")),
+    "scaled_dot_product_attention": _row(fused.attention, attention=("query", "key", "value")),
     "scatter": _row(indexing.scatter),
     "scatter_add": _row(indexing.scatter),
     "scatter_reduce": _row(indexing.scatter),

@@ -27,6 +27,9 @@ def tidied(exported: ExportedProgram, model: nn.Module) -> fx.GraphModule:
     assert_inputs(program, exported)
     program.graph.eliminate_dead_code()
     program.delete_all_unused_submodules()
+    for name, inner in list(program.named_children()):
+        if isinstance(inner, fx.GraphModule):  # what a higher-order operator calls
+            setattr(program, name, Program(inner, copy_graph(inner.graph)[0]))
     program.graph.lint()
     program.recompile()
     program.train(model.training)

@@ -106,8 +106,9 @@ def infer_shapes(program: fx.GraphModule) -> None:
             if "val" in node.meta:
                 continue
             if node.op == "get_attr":
-                tensor = attribute(program, str(node.target))
-                node.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
+                value = attribute(program, str(node.target))
+                if isinstance(value, torch.Tensor):  # and not a higher-order operator's graph
+                    node.meta["val"] = mode.from_tensor(value, static_shapes=True)
             elif node.op == "call_function":
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
                 node.meta["val"] = node.target(*args, **kwargs)

@@ -71,7 +71,7 @@ def check_shapes(program: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
     """
     infer = _Inference()
     for node in nodes:
-        if node.op == "get_attr":
+        if node.op == "get_attr" and graph.is_tensor(node):
             _agree(node, graph.attribute(program, str(node.target)), node.meta["val"])
         elif _is_operator(node):
             _agree(node, infer(node), node.meta["val"])
@@ -105,7 +105,7 @@ def _without_log() -> Iterator[None]:
 
 
 def _is_operator(node: fx.Node) -> bool:
-    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OperatorBase)
 
 
 def _is_made_up(node: fx.Node) -> bool:

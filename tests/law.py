@@ -40,7 +40,7 @@ class Sample:
     """
 
     says: str
-    target: torch._ops.OpOverload
+    target: torch._ops.OperatorBase
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -72,12 +72,18 @@ class _Builder:
     def operand(self, value):
         if isinstance(value, (list, tuple)):
             return [self.operand(item) for item in value]
-        if not isinstance(value, (Sample, torch.Tensor)):
+        make = {Sample: self.add, torch.Tensor: self.buffer, fx.GraphModule: self.function}
+        known = next((kind for kind in make if isinstance(value, kind)), None)
+        if known is None:
             return value
         if id(value) not in self.known:
-            make = self.add if isinstance(value, Sample) else self.buffer
-            self.known[id(value)] = make(value)
+            self.known[id(value)] = make[known](value)
         return self.known[id(value)]
+
+    def function(self, value):
+        name = f"function{len(self.known)}"
+        self.root.add_module(name, value)
+        return self.graph.create_node("get_attr", name)
 
     def buffer(self, value):
         name = f"x{len(self.known)}"
@@ -90,7 +96,7 @@ class _Builder:
         args = tuple(self.operand(arg) for arg in sample.args)
         kwargs = {name: self.operand(arg) for name, arg in sample.kwargs.items()}
         node = self.graph.call_function(sample.target, args, kwargs)
-        fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+        fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta.get("val"))
         with self.mode, torch.no_grad():
             node.meta["val"] = sample.target(*fake_args, **fake_kwargs)
         return node
@@ -139,7 +145,8 @@ def run(program, masks=()):
     with torch.no_grad():
         for node in program.graph.nodes:
             if node.op == "get_attr":
-                values[node] = getattr(program, node.target).clone()
+                value = getattr(program, node.target)
+                values[node] = value.clone() if graph.is_tensor(node) else value
                 continue
             args, kwargs = fx.map_arg((node.args, node.kwargs), seen_by(node))
             if node.op == "output":

@@ -1,6 +1,7 @@
 """Samples of every operator rule: real calls, and what the table makes of each."""
 
 import torch
+from torch import fx
 
 from tests.law import call, sample
 
@@ -31,6 +32,12 @@ def bools(*shape):
 def waves(*shape):
     """Random complex numbers."""
     return torch.complex(x(*shape), x(*shape))
+
+
+def flex(score_mod, mask_mod, *blocks):
+    """The arguments of `flex_attention` that follow query, key and value."""
+    mask = (1, 1, *blocks, *[None] * (12 - len(blocks)), 128, 128, fx.symbolic_trace(mask_mod))
+    return fx.symbolic_trace(score_mod), mask, 0.5, {}
 
 
 SAMPLES = [
@@ -886,6 +893,38 @@ SAMPLES = [
         x(6, 5),
         x(6, 7),
         scale=1.0,
+    ),
+    sample(
+        "a b c! d+, a b e! d+, a b e! f -> a b c! f, a b c!, a b c!",
+        torch.ops.higher_order.flex_attention,
+        x(2, 3, 4, 5),
+        x(2, 3, 6, 5),
+        x(2, 3, 6, 7),
+        *flex(lambda score, b, h, m, n: torch.tanh(score), lambda b, h, m, n: m >= n),
+    ),
+    sample(
+        "a! (b c) d! e+, a! b f! e+, a! b f! g, 1 1 1 -> a! (b c) d! g, a! (b c) d!, a! (b c) d!",
+        torch.ops.higher_order.flex_attention,
+        x(2, 6, 4, 5),
+        x(2, 3, 4, 5),
+        x(2, 3, 4, 5),
+        *flex(lambda s, b, h, m, n: s, lambda b, h, m, n: b <= n, ints(2, 1, 1, 1)),
+    ),
+    sample(
+        "a b! c! d+, a b! e! d+, a b! e! f -> a b! c! f, a b! c!, a b! c!",
+        torch.ops.higher_order.flex_attention,
+        x(2, 3, 4, 5),
+        x(2, 3, 6, 5),
+        x(2, 3, 6, 7),
+        *flex(lambda score, b, h, m, n: score * h, lambda b, h, m, n: m >= n),
+    ),
+    sample(
+        "a b! c! d+, a b! e! d+, a b! e! f, 1 g! 1 -> a b! c! f, a b! c!, a b! c!",
+        torch.ops.higher_order.flex_attention,
+        x(2, 3, 4, 5),
+        x(2, 3, 6, 5),
+        x(2, 3, 6, 7),
+        *flex(lambda s, b, h, m, n: s, lambda b, h, m, n: m >= n, ints(2, 1, 3, 1)),
     ),
     # channel by channel
     sample("a b c, b -> a b c", aten.prelu.default, x(2, 3, 4), x(3)),

@@ -117,6 +117,32 @@ def test_heads_paired_with_each_other_are_refused():
     assert site.reason == "its heads are mixed with each other between the query and the scores"
 
 
+class Unprojected(nn.Module):
+    """Layers that add the contexts to what they are made from, as they are."""
+
+    def __init__(self, layers):
+        super().__init__()
+        width = HEADS * HEAD_DIM
+        self.embed, self.out = nn.Linear(WIDTH, width), nn.Linear(width, WIDTH)
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(layers))
+
+    def forward(self, x):
+        x = self.embed(x)
+        for layer in self.layers:
+            x = x + merge(softmax_core(*map(split, layer(self.norm(x)).chunk(3, -1))))
+        return self.out(x)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_attention_without_an_output_projection_is_refused(layers):
+    reason = (
+        "its heads are channels of what it is made from: no output projection comes before its "
+        "context is added to that"
+    )
+    assert [site.reason for site in sites_of(Unprojected(layers))] == [reason] * layers
+
+
 class Routed(nn.Module):
     """Gates that depend on all heads' gates; the layer is called twice."""
 

@@ -278,7 +278,8 @@ def _zeroed(model, projections, rows):
         ),
         (
             "unprojected",
-            "layer_norm (layer_norm in 0.norm) normalises over all of the head axis",
+            "its heads are channels of what it is made from: no output projection comes before its "
+            "context is added to that",
         ),
     ],
 )

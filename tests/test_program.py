@@ -27,7 +27,7 @@ class Structured(nn.Module):
         self.register_buffer("unused", torch.randn(6))
 
     def forward(self, batch, double=False):
-        y = self.attention(batch["x"]) * self.scale + self.shift
+        y = (self.attention(batch["x"]) * self.scale + self.shift).contiguous()
         return {"pair": (y, y + 1), "sum": y.sum(1)}
 
 
