@@ -8,6 +8,7 @@ branches on sizes as well, to lay tensors out in memory; that changes no number.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -102,7 +103,7 @@ class _Assertions:
     def _computed(self, expression: sympy.Basic) -> Any:
         """The nodes that compute an expression of sizes; a number if it is one."""
         sizes = {s: fx.Proxy(self.sizes[s][0], self.tracer) for s in expression.free_symbols}
-        computed = sympy_interp(PythonReferenceAnalysis, sizes, expression)
+        computed = sympy_interp(_OnProxies, sizes, expression)
         return computed.node if isinstance(computed, fx.Proxy) else computed
 
     def _spelt(self, expression: sympy.Basic) -> str:
@@ -113,6 +114,38 @@ class _Assertions:
     def _write(self, fits: fx.Node, what: str, wanted: str) -> None:
         message = f"{what} the program was captured for ({wanted}); capture it with such an example"
         self.graph.call_function(torch._assert, (fits, message))
+
+
+class _OnProxies(PythonReferenceAnalysis):
+    """Python's arithmetic, of proxies: those neither divide by sympy nor round by `math`."""
+
+    @staticmethod
+    def int_truediv(a: Any, b: Any) -> Any:
+        return a / b
+
+    @staticmethod
+    def floor_to_int(x: fx.Proxy, dtype: torch.dtype) -> fx.Proxy:
+        return _rounded(math.floor, x)
+
+    @staticmethod
+    def ceil_to_int(x: fx.Proxy, dtype: torch.dtype) -> fx.Proxy:
+        return _rounded(math.ceil, x)
+
+    @staticmethod
+    def trunc_to_int(x: fx.Proxy, dtype: torch.dtype) -> fx.Proxy:
+        return _rounded(math.trunc, x)
+
+    @staticmethod
+    def round_to_int(x: fx.Proxy, dtype: torch.dtype) -> fx.Proxy:
+        return _rounded(round, x)
+
+    @staticmethod
+    def round_decimal(x: fx.Proxy, digits: int) -> fx.Proxy:
+        return _rounded(round, x, digits)
+
+
+def _rounded(function: Callable[..., float], x: fx.Proxy, *digits: int) -> fx.Proxy:
+    return x.tracer.create_proxy("call_function", function, (x, *digits), {})
 
 
 def _most(limits: ValueRanges[Any]) -> Any:

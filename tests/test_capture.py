@@ -1,6 +1,7 @@
 """Capture: what goes in, what comes out, and what is said when it cannot be done."""
 
 import functools
+import math
 import re
 from contextlib import suppress
 
@@ -257,9 +258,25 @@ def if_square(layer, x):
     return layer(x) if x.shape[1] == x.shape[2] else x
 
 
+def if_a_third(layer, x):
+    return layer(x) if round(x.shape[1] / 3, 1) > 2 else x
+
+
+def if_rounded(round_):
+    def branch(layer, x):
+        return layer(x) if round_(x.shape[1] / 4) * 4 != x.shape[1] else x
+
+    return branch
+
+
 @pytest.mark.parametrize(
     ("branch", "size", "said"),
     [
+        (if_a_third, (2, 6), r"the sizes of the inputs .*round\(x.shape.1. / 3, 1\) > "),
+        (if_rounded(math.ceil), (2, 8), r"the sizes of the inputs .*ceil\(x.shape.1. / 4\)"),
+        (if_rounded(math.floor), (2, 8), r"the sizes of the inputs .*floor\(x.shape.1. / 4\)"),
+        (if_rounded(round), (2, 8), r"the sizes of the inputs .*round\(x.shape.1. / 4\)"),
+        (if_rounded(int), (2, 8), r"the sizes of the inputs .*trunc\(x.shape.1. / 4\)"),
         (in_chunks, (3, 16), "the sizes of the inputs are not those .*3 \\+ x.shape"),
         (if_odd, (2, 8), "the sizes of the inputs are not those .*x.shape.1. % 2"),
         (if_few, (3, 16), "the sizes of the inputs are not those .*x.shape.0.\\*x.shape.1. <= 20"),
