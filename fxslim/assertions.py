@@ -1,9 +1,9 @@
 """Assertions: a program says what it was captured for, and stops where it is called otherwise.
 
 Tracing takes one side of every branch on a size or a flag, and unrolls every loop.  What it relied
-on would be ignored in silence: flags, numbers and None, sizes that became constants, the most that
-a size may be, and every relation of sizes that the model's code branched on.  PyTorch's own code
-branches on sizes as well, to lay tensors out in memory; that changes no number.
+on would be ignored in silence: flags, numbers and None, dtypes, sizes that became constants, the
+most that a size may be, and every relation of sizes that the model's code branched on.  PyTorch's
+own code branches on sizes as well, to lay tensors out in memory; that changes no number.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ __all__ = ["assert_inputs"]
 
 _TORCH = Path(torch.__file__).parent
 
+_ALIKE = (
+    (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    (torch.int8, torch.int16, torch.int32, torch.int64),
+    (torch.complex32, torch.complex64, torch.complex128),
+)
+
 
 def assert_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
     """Assert on entry what was relied on, so that nothing else passes silently."""
@@ -40,6 +46,8 @@ def assert_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
             value = place.meta.get("val")
             if value is None or isinstance(value, (bool, int, float, str)):
                 asserted.value(place, value)
+            if isinstance(value, torch.Tensor):
+                asserted.dtype(place, value.dtype)
             for dim, n in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
                 asserted.size(place, dim, n)
         guards = guards_of(n.meta.get("val") for n in exported.graph.find_nodes(op="placeholder"))
@@ -74,6 +82,16 @@ class _Assertions:
         compare: Callable[[Any, Any], Any] = operator.is_ if wanted is None else operator.eq
         fits = self.graph.call_function(compare, (place, wanted))
         self._write(fits, f"input {place.name!r} has another value than", repr(wanted))
+
+    def dtype(self, place: fx.Node, wanted: torch.dtype) -> None:
+        """A tensor's type is what it was, or as precise as another floating (or signed) type.
+
+        A mask is added where it is floating and selects where it is boolean; bytes are pixels.
+        """
+        given = self.graph.call_function(getattr, (place, "dtype"))
+        alike = next((kind for kind in _ALIKE if wanted in kind), (wanted,))
+        fits = self.graph.call_function(operator.contains, (alike, given))
+        self._write(fits, f"input {place.name!r} has another dtype than", str(wanted))
 
     def size(self, place: fx.Node, dim: int, n: int | torch.SymInt) -> None:
         """A size is what it was, or a symbol within its limits."""

@@ -80,15 +80,15 @@ def captured(name):
 
 
 def printed(program):
-    """What `fxslim.show` prints, without what only asserts the sizes of inputs."""
+    """What `fxslim.show` prints, without what only asserts of inputs."""
     dropped = set()
     for node in reversed(program.graph.nodes):
-        is_size = node.op == "call_function" and getattr(node.target, "__name__", "") in _SIZES
-        if node.target is torch._assert or (is_size and set(node.users) <= dropped):
+        is_read = node.op == "call_function" and getattr(node.target, "__name__", "") in _READ
+        if node.target is torch._assert or (is_read and set(node.users) <= dropped):
             dropped.add(node)
     names = {node.name for node in dropped}
     lines = [x for x in fxslim.show(program).splitlines() if x.split(" ")[0] not in names]
     return "\n".join(lines).replace("·", "*")  # expecttest writes plain ASCII
 
 
-_SIZES = {"eq", "is_", "le", "sym_size.int"}
+_READ = {"contains", "eq", "getattr", "is_", "le", "sym_size.int"}

@@ -238,6 +238,35 @@ def test_a_length_beyond_the_models_tables_is_refused_by_name():
         program(example(2, 10))
 
 
+class Padded(nn.Module):
+    """A mask that is added where it is floating, and selects where it is boolean."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+
+    def forward(self, x, mask):
+        return self.attention(x, x, x, key_padding_mask=mask, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(("kind", "other"), [("bool", "float32"), ("float32", "bool")])
+def test_another_dtype_is_refused(kind, other):
+    x, padding = torch.randn(2, 5, 8), torch.arange(5) > torch.tensor([[2], [3]])
+    masks = {"bool": padding, "float32": torch.zeros(2, 5).masked_fill(padding, -1e9)}
+    model = Padded().eval()
+    program = fxslim.capture(model, (x, masks[kind]))
+    torch.testing.assert_close(program(x, masks[kind]), model(x, masks[other]))
+    said = f"input 'mask' has another dtype than the program was captured for (torch.{kind}); "
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        program(x, masks[other])
+
+
+def test_a_program_can_be_cast():
+    model, x = Attention().eval(), example()
+    program = fxslim.capture(model, x).double()
+    torch.testing.assert_close(program(x.double()), model.double()(x.double()))
+
+
 def in_chunks(layer, x):
     return x + sum(layer(chunk).sum(1, keepdim=True) for chunk in x.split(4, 1))
 
