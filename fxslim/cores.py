@@ -7,22 +7,23 @@ the probabilities that a projection brings in and an output projection sums over
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap, Use
-from fxslim.axes import Axis, Dim, blocks, leaves, resolve
+from fxslim.axes import Axis, Dim, leaves, resolve
 from fxslim.calls import Contraction
 from fxslim.follow import closure, operands_with, sums
 from fxslim.heads import head_dim_of, heads_brought_in, heads_ended, heads_selected
 from fxslim.operands import Operands, find_operands
 from fxslim.refine import beginning_with_unit
+from fxslim.refusals import ONE_HEAD, projecting, why_headless, why_inseparable
 from fxslim.weights import Weights
 
-__all__ = ["ONE_HEAD", "Core", "find_cores"]
+__all__ = ["Core", "find_cores"]
 
 End = tuple[fx.Node, Contraction]
 
@@ -110,11 +111,6 @@ class _Finder:
             return self._headless(parts, set(), projections)
         ends = self._ends(parts, set(heads))
         side = self._side(projections, set(heads), ends)
-        refusal = ""
-        if not all(set(heads) & self.axis_map.axes(context) for context in parts.context):
-            refusal = "its heads are mixed with each other between the scores and the values"
-        elif any(self._adds_source(use, parts) for use in side):
-            refusal = UNPROJECTED
         return Core(
             node=parts.node,
             context=tuple(parts.context),
@@ -132,7 +128,7 @@ class _Finder:
             ends=tuple(ends),
             side=side,
             uses=parts.uses,
-            refusal=refusal,
+            refusal=why_inseparable(self.axis_map, self.weights, parts, set(heads), side),
         )
 
     def _projections(
@@ -163,11 +159,11 @@ class _Finder:
     ) -> Core | None:
         """An attention whose heads cannot be told apart, if it is one at all."""
         roles = (parts.query, parts.key, parts.value)
-        projected = [any(any(self._projecting(node)) for node in operands) for operands in roles]
+        projected = [any(map(self._is_projected, operands)) for operands in roles]
         learned = any(self.weights.is_weight(node) for node in parts.query)
         if not (projected[0] or learned) or not all(projected[1:]):
             return None
-        reason = self._why_headless(parts, candidates)
+        reason = why_headless(self.axis_map, self.weights, parts, candidates)
         single, ends = self._single(parts) if reason == ONE_HEAD else ((), [])
         if single:
             projections["value"] = self._projections(parts.value, set(single))
@@ -184,6 +180,9 @@ class _Finder:
             uses=parts.uses,
             refusal="" if single else reason,
         )
+
+    def _is_projected(self, operand: fx.Node) -> bool:
+        return any(projecting(self.axis_map, self.weights, operand))
 
     def _single(self, parts: Operands) -> tuple[tuple[Axis, ...], list[End]]:
         """The head of an attention that is one head of several: its context goes by itself.
@@ -205,40 +204,6 @@ class _Finder:
             return (), []
         unit, _ = beginning_with_unit(width)
         return unit, ends
-
-    def _why_headless(self, parts: Operands, candidates: set[Axis]) -> str:
-        nodes = [*parts.query, *parts.key, *parts.value, parts.node]
-        found = (why for n in nodes for dim in self.axis_map.of(n) for why in blocks(dim))
-        unruled = next((why for why in found if why.unruled), None)
-        if unruled is not None:
-            return f"its heads cannot be followed through {unruled.where}: {unruled.why}"
-        if self._source(parts) & set(leaves(parts.probabilities)) - parts.keys:
-            return UNPROJECTED
-        if candidates:
-            return "its heads are mixed with each other between the query and the scores"
-        return ONE_HEAD
-
-    def _adds_source(self, use: Use, parts: Operands) -> bool:
-        """Whether what the queries are made from is added to the context, as it is."""
-        user, operand = use
-        of_source = self.axis_map.axes(operand) & self._source(parts)
-        return bool(of_source) and graph.operator_name(user) != "mul"
-
-    def _source(self, parts: Operands) -> set[Axis]:
-        """The channels that queries are made from."""
-        found = (self._projecting(node) for node in parts.query)
-        return {leaf for contractions in found for c in contractions for leaf in leaves(c.dim)}
-
-    def _projecting(self, operand: fx.Node) -> Iterator[Contraction]:
-        """How the nearest products with a parameter behind the operand sum over it."""
-
-        def back(node: fx.Node) -> Iterable[fx.Node]:
-            return () if self.axis_map.contractions.get(node) else graph.tensor_inputs(node)
-
-        for node in closure([operand], back):
-            for contraction in self.axis_map.contractions.get(node, ()):
-                if self.weights.is_weight(contraction.operand):
-                    yield contraction
 
     def _is_cross(self, parts: Operands) -> bool:
         """Keys of another length axis, that are not made from what the queries are made from."""
@@ -303,13 +268,6 @@ class _Finder:
                 if {x for d in self.axis_map.seen_by(node, operand) for x in leaves(d)} & heads:
                     found[node, operand] = frozenset(closure([operand], back))
         return found
-
-
-UNPROJECTED = (
-    "its heads are channels of what it is made from: no output projection comes before its context "
-    "is added to that"
-)
-ONE_HEAD = "there is one head only, so there is no head axis to cut"
 
 
 def _is_part(dim: Dim, whole: Dim) -> bool:

@@ -10,10 +10,11 @@ from torch import fx
 from fxslim import graph
 from fxslim.analysis import AxisMap
 from fxslim.axes import Axis, leaves
-from fxslim.cores import ONE_HEAD, Core
+from fxslim.cores import Core
 from fxslim.parts import full_name
 from fxslim.placed import Attention, Head, positions_along
 from fxslim.positions import coordinates, tells_groups
+from fxslim.refusals import ONE_HEAD
 from fxslim.sites import AttentionSite, Projection
 from fxslim.weights import Weights
 
