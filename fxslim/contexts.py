@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from fxslim.matrices import Product, as_matrix
+from fxslim.padding import Told
 from fxslim.parts import each_part
 from fxslim.program import copy_program
 
@@ -62,9 +63,12 @@ class Probe(nn.Module):
         self.value = value if value.requires_grad else value.detach().requires_grad_()
         return self.value
 
-    def rows(self) -> torch.Tensor:
-        """The last value as (samples, rows of each, features)."""
-        return self.context.rows(self.value.detach())
+    def attended_rows(self, told: Told | None) -> torch.Tensor:
+        """The last value as (rows, features), without those rows that are told to be padding."""
+        value = self.value.detach()
+        rows = self.context.rows(value).flatten(0, 1)
+        seen = told.operand(self.context.product, value) if told is not None else None
+        return rows if seen is None else rows[self.context.rows(seen).flatten(0, 1)[:, 0]]
 
 
 def probed(masked: nn.Module) -> tuple[nn.Module, list[Probe]]:

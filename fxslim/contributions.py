@@ -13,6 +13,7 @@ from fxslim.contexts import Context, Probe, probed
 from fxslim.examples import Inputs, call_with
 from fxslim.masks import head_masks, restored
 from fxslim.matrices import as_matrix
+from fxslim.padding import Told, telling
 from fxslim.parts import parts_of
 from fxslim.progress import tracked
 from fxslim.sites import Site
@@ -49,20 +50,21 @@ class Activation:
         _check_seen(sites, {probe.context.site for probe in probes})
         weights = [_output_weight(masked, probe.context) for probe in probes]
         totals = {site.name: torch.zeros(site.size, dtype=torch.float64) for site in sites}
-        count = torch.zeros((), dtype=torch.float64)
+        count, tell = torch.zeros((), dtype=torch.float64), telling(masked)
         with torch.no_grad():
             for batch in tracked(given(calibration), "scoring heads"):
                 call_with(watched, batch)
+                told = tell(batch)
                 for probe, weight in zip(probes, weights, strict=True):
                     total = totals[probe.context.site]
-                    total += _energy(probe, weight)[: len(total)]
+                    total += _energy(probe, weight, told)[: len(total)]
                 count += 1
         return averages(totals, count)
 
 
-def _energy(probe: Probe, weight: torch.Tensor) -> torch.Tensor:
+def _energy(probe: Probe, weight: torch.Tensor, told: Told | None) -> torch.Tensor:
     """(heads + 1,): of each head in the last batch; those of no head come last."""
-    rows = probe.rows().flatten(0, 1).float()
+    rows = probe.attended_rows(told).float()
     heads = probe.context.heads.to(rows.device)
     pairs = (rows.mT @ rows) * (weight @ weight.mT) / len(rows)
     own = pairs.where(heads[:, None] == heads, 0).sum(1)
@@ -113,22 +115,27 @@ class LeaveOneOut:
         masks = head_masks(masked, [site.name for site in sites])
         units = [(site.name, list(unit)) for site in sites for unit in site.unit]
         scores = {site.name: torch.zeros(site.size, dtype=torch.float64) for site in sites}
-        count = torch.zeros((), dtype=torch.float64)
+        count, tell = torch.zeros((), dtype=torch.float64), telling(masked)
         with torch.no_grad():
             for batch in tracked(batches, "leaving heads out"):
-                whole = call_with(masked, batch)
+                whole, told = call_with(masked, batch), tell(batch)
                 for name, unit in units:
                     with restored([masks[name]]):
                         masks[name][unit] = 0
-                        lost = _lost(whole, call_with(masked, batch), loss_fn)
+                        lost = _lost(whole, call_with(masked, batch), told, loss_fn)
                     scores[name][unit] += lost / len(unit)
                 count += 1
         return averages(scores, count)
 
 
-def _lost(whole: Any, without: Any, loss_fn: LossFn | None) -> float:
+def _lost(whole: Any, without: Any, told: Told | None, loss_fn: LossFn | None) -> float:
     """The rise of the loss, or the squared change of the outputs where there is none."""
     if loss_fn is not None:
         return float(loss_fn(without) - loss_fn(whole))
-    pairs = zip(output_tensors(whole), output_tensors(without), strict=True)
-    return sum(float((a - b).double().square().sum()) for a, b in pairs)
+    dense = output_tensors(whole)
+    seen = told.outputs(dense) if told is not None else [None] * len(dense)
+    squares = (
+        (a - b).double().square() * (1 if counts is None else counts)
+        for a, b, counts in zip(dense, output_tensors(without), seen, strict=True)
+    )
+    return sum(float(square.sum()) for square in squares)

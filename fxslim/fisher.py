@@ -13,6 +13,7 @@ from torch import nn
 from fxslim.contexts import Probe, probed
 from fxslim.examples import Inputs, call_with
 from fxslim.masks import head_masks
+from fxslim.padding import Tell, Told, telling
 from fxslim.progress import tracked
 from fxslim.scores import Scores
 from fxslim.sites import Site
@@ -61,15 +62,17 @@ class OutputFisher:
         check_values(masked)
         batches = again(calibration)
         watched, probes = probed(masked)
-        lost = self._lost(watched, probes, sites, batches) if self.compensated else {}
+        tell = telling(masked)
+        lost = self._lost(watched, probes, sites, batches, tell) if self.compensated else {}
         jacobian = _Jacobian(sites, probes, lost, head_masks(watched, [s.name for s in sites]))
         generator = torch.Generator().manual_seed(self.seed)
         for batch in tracked(batches, "scoring heads"):
             output = call_with(watched, batch)
-            tensors = _differentiable(output if loss_fn is None else loss_fn(output))
+            seen = None if loss_fn is not None else tell(batch)
+            kept = _differentiable(output if loss_fn is None else loss_fn(output), seen)
             for draw in range(self.draws):
-                signs = [_signs(tensor, generator) for tensor in tensors]
-                total = sum((t * v).sum() for t, v in zip(tensors, signs, strict=True))
+                signs = [_signs(tensor, generator) * counts for tensor, counts in kept]
+                total = sum((t * v).sum() for (t, _), v in zip(kept, signs, strict=True))
                 assert isinstance(total, torch.Tensor)
                 jacobian.add(total, keep=draw + 1 < self.draws)
         scores = jacobian.scores()
@@ -81,14 +84,16 @@ class OutputFisher:
         probes: Sequence[Probe],
         sites: Sequence[Site],
         batches: Iterable[Inputs],
+        tell: Tell,
     ) -> dict[Probe, _Lost]:
         """What of each context the others cannot make up for, from one pass over the data."""
         moments = {probe: _Covariance(probe) for probe in probes}
         with torch.no_grad():
             for batch in tracked(batches, "reading contexts"):
                 call_with(watched, batch)
+                told = tell(batch)
                 for covariance in moments.values():
-                    covariance.add()
+                    covariance.add(told)
         units = {site.name: site.unit for site in sites}
         return {p: m.lost(units[p.context.site], self.ridge) for p, m in moments.items()}
 
@@ -101,8 +106,8 @@ class _Covariance:
         n = len(probe.context.heads) + 1
         self._sums = torch.zeros(n, n, dtype=torch.float64)
 
-    def add(self) -> None:
-        rows = self._probe.rows().flatten(0, 1).double()
+    def add(self, told: Told | None) -> None:
+        rows = self._probe.attended_rows(told).double()
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         self._sums = self._sums.to(rows.device) + rows.mT @ rows
 
@@ -226,15 +231,21 @@ def _units_of(sites: Sequence[Site]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _differentiable(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output that depend on the masks."""
-    tensors = [tensor for tensor in output_tensors(output) if tensor.requires_grad]
-    if not tensors:
+def _differentiable(output: Any, told: Told | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The tensors of an output that depend on the masks, and which of their positions count."""
+    tensors = output_tensors(output)
+    seen = told.outputs(tensors) if told is not None else [None] * len(tensors)
+    kept = [
+        (tensor, tensor.new_ones(()) if counts is None else counts)
+        for tensor, counts in zip(tensors, seen, strict=True)
+        if tensor.requires_grad
+    ]
+    if not kept:
         raise ValueError(
             "no output of the model depends on its attentions; pass loss_fn=lambda output: ..., "
             "which returns the tensor that is to stay"
         )
-    return tensors
+    return kept
 
 
 def _signs(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

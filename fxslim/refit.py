@@ -20,6 +20,7 @@ from torch import fx, nn
 from fxslim.graph import arguments, attribute, set_argument, set_attribute
 from fxslim.least_squares import Moments, fit
 from fxslim.matrices import Product, as_matrix
+from fxslim.padding import Told
 from fxslim.passes.base import infer_shapes
 from fxslim.progress import tracked
 from fxslim.uses import Use, bias_of, matrix_of, readers, use_of
@@ -56,6 +57,7 @@ def refit(
     dense_calls: Sequence[Call],
     always: Collection[str] = (),
     *,
+    told: Sequence[Told] = (),
     biases: bool = False,
 ) -> list[Refitted]:
     """Refit the weights of `products` in the order of the graph; `slim` gets new parameters.
@@ -68,6 +70,7 @@ def refit(
         dense_calls: the same for the dense program, where they differ in parts of a model.
         always: names of products to refit to their dense values where they are not added to a
             residual stream; others are passed over then.
+        told: for every batch, which positions are attended to and count; all of them if empty.
         biases: give a bias to what is refitted and has none, where the operator takes one.
     """
     if biases:
@@ -83,7 +86,7 @@ def refit(
             layer = layer_of[use.node]
             ours.advance(use.node)
             theirs.advance(use.total.next)
-            layer.count(use, ours, theirs)
+            layer.count(use, ours, theirs, told)
             theirs.release(use.dense, use.total)
             result = layer.replace(slim)
             if result is not None:
@@ -122,7 +125,7 @@ class _Layer:
     refused: bool = False
     counted: _Counted | None = None
 
-    def count(self, use: Use, ours: Walk, theirs: Walk) -> None:
+    def count(self, use: Use, ours: Walk, theirs: Walk, told: Sequence[Told]) -> None:
         """Count the rows of every batch: the slim program's features, the dense one's targets."""
         features = ours.values(use.node.all_input_nodes[use.product.operand])
         products, totals = theirs.values(use.dense), theirs.values(use.total)
@@ -137,6 +140,10 @@ class _Layer:
             wanted = use.wanted(ours, batch, product, total)
             x = as_matrix(value, use.product.features, use.product.rows)
             y = as_matrix(wanted, use.product.outputs)
+            seen = told[batch].operand(use.product, value) if told else None
+            if seen is not None:
+                counted = as_matrix(seen, use.product.features, use.product.rows)[:, 0]
+                x, y = x[counted], y[counted]
             judging = len(x) if whole and batch % _JUDGE == _JUDGE - 1 else 0
             cut = len(x) - (judging if whole else len(x) // _JUDGE)
             self.counted.train.add(x[:cut], y[:cut])

@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxslim.examples import Inputs, as_inputs, call_with
 from fxslim.locate import locate_parts
 from fxslim.matrices import Product, product_of
+from fxslim.padding import Attended
 from fxslim.parts import each_part, meta_of, parts_of
 from fxslim.placed import Located
 from fxslim.program import copy_program
@@ -29,8 +30,8 @@ def repair(
 
     Output projections, and the last projections of feed-forward blocks after the first attention
     that lost heads, are fitted by ridge regression to the values that the dense model has there;
-    the ridge strength is chosen by held-out batches.  A projection without a bias keeps none,
-    unless asked.
+    the ridge strength is chosen by held-out batches.  Padding, to which no query attends, does not
+    count.  A projection without a bias keeps none, unless asked.
 
     Args:
         slim: what `fxslim.narrow` or `fxslim.compile` returned; not changed.
@@ -56,7 +57,8 @@ def repair(
         whole = parts_of(dense)[path]
         products, ends = _products(located[path])
         ours, theirs = (_calls(m, path, batches) for m in (slim, dense))
-        done.extend(refit(made, whole, products, ours, theirs, ends, biases=biases))
+        told = [*map(Attended(located[path]), theirs)]
+        done.extend(refit(made, whole, products, ours, theirs, ends, told=told, biases=biases))
         made.recompile()
         return made
 
