@@ -6,6 +6,7 @@ No input is called a mask here: a key to which no query attends is padding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -120,8 +121,8 @@ class _Mask:
             else:
                 layout += [(at, size if at is None else told.shape[at]) for at, size in places]
         kept = [place for place, _ in layout if place is not None]
-        unknown = any(graph.is_symbolic(n) for _, n in layout)
-        if len(self.kept) - 1 not in kept or len(set(kept)) < len(kept) or unknown:
+        fits = math.prod(n for _, n in layout) == shape.numel()
+        if len(self.kept) - 1 not in kept or len(set(kept)) < len(kept) or not fits:
             return None
         found = _any(told, kept)
         for number, (place, _) in enumerate(layout):
