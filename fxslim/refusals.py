@@ -49,10 +49,16 @@ def why_inseparable(
     if not all(heads & axis_map.axes(context) for context in parts.context):
         return "its heads are mixed with each other between the scores and the values"
     source = _source(axis_map, weights, parts)
-    for user, operand in side:
-        if source & axis_map.axes(operand) and graph.operator_name(user) != "mul":
-            return _UNPROJECTED
-    return ""
+    added = {
+        user
+        for user, operand in side
+        if source & axis_map.axes(operand) and graph.operator_name(user) != "mul"
+    }
+
+    def behind(node: fx.Node) -> Iterable[fx.Node]:
+        return (user for user in node.users if axis_map.axes(user) & heads)
+
+    return _UNPROJECTED if added and added & closure(parts.context, behind).keys() else ""
 
 
 def projecting(axis_map: AxisMap, weights: Weights, operand: fx.Node) -> Iterator[Contraction]:

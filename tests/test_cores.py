@@ -143,6 +143,28 @@ def test_an_attention_without_an_output_projection_is_refused(layers):
     assert [site.reason for site in sites_of(Unprojected(layers))] == [reason] * layers
 
 
+class AddedToQueries(Attention):
+    """Queries that what they are made from is added to."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.k, self.v = (nn.Linear(WIDTH, HEADS * HEAD_DIM) for _ in range(3))
+        self.q = nn.Linear(HEADS * HEAD_DIM, HEADS * HEAD_DIM)
+
+    def heads(self, x):
+        embedded = self.embed(x)
+        return map(split, (self.q(embedded) + embedded, self.k(x), self.v(x)))
+
+
+def test_queries_may_have_what_they_are_made_from_added():
+    model, inputs = AddedToQueries().eval(), (example(),)
+    program = fxslim.capture(model, inputs)
+    (site,) = fxslim.find_attention(program)
+    assert (site.prunable, site.reason) == (True, "")
+    slim = fxslim.compile(program, 0.5)
+    assert slim.k.weight.shape[0] == model.k.weight.shape[0] // 2
+
+
 class Routed(nn.Module):
     """Gates that depend on all heads' gates; the layer is called twice."""
 
