@@ -2,14 +2,16 @@
 
 Tracing takes one side of every branch on a size or a flag, and unrolls every loop.  What it relied
 on would be ignored in silence: flags, numbers and None, dtypes, sizes that became constants, the
-most that a size may be, and every relation of sizes that the model's code branched on.  PyTorch's
-own code branches on sizes as well, to lay tensors out in memory; that changes no number.
+most that a size may be, and every relation of sizes that the model's code branched on (those on
+values in the inputs `torch.export` asserts itself).  PyTorch's own code branches on sizes as well,
+to lay tensors out in memory; that changes no number.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from fxslim.graph import guards_of
 __all__ = ["assert_inputs"]
 
 _TORCH = Path(torch.__file__).parent
+
+_ASSERT_SCALAR = torch.ops.aten._assert_scalar.default
 
 _ALIKE = (
     (torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -53,6 +57,11 @@ def assert_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
         guards = guards_of(n.meta.get("val") for n in exported.graph.find_nodes(op="placeholder"))
         for relation in dict.fromkeys(relation for guard, relation in guards if _matters(guard)):
             asserted.relation(relation)
+    for node in program.graph.find_nodes(op="call_function", target=_ASSERT_SCALAR):
+        fits, said = node.args
+        found = re.search("expression (.*) on node", str(said))
+        wanted = found[1] if found else str(said)
+        node.args = (fits, _said("the values of the inputs are not those", wanted))
 
 
 def _matters(guard: Any) -> bool:
@@ -130,8 +139,11 @@ class _Assertions:
         return str(PythonPrinter().doprint(expression.xreplace(names)))
 
     def _write(self, fits: fx.Node, what: str, wanted: str) -> None:
-        message = f"{what} the program was captured for ({wanted}); capture it with such an example"
-        self.graph.call_function(torch._assert, (fits, message))
+        self.graph.call_function(torch._assert, (fits, _said(what, wanted)))
+
+
+def _said(what: str, wanted: str) -> str:
+    return f"{what} the program was captured for ({wanted}); capture it with such an example"
 
 
 class _OnProxies(PythonReferenceAnalysis):

@@ -17,12 +17,26 @@ from torch.compiler import set_stance
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
-from fxslim.exporting import SYMBOLIC_LENGTHS, export, length_dims
+from fxslim.exporting import (
+    BY_VALUES,
+    SYMBOLIC_LENGTHS,
+    branches_on_values,
+    export,
+    length_dims,
+)
 from fxslim.graph import fixed_size
 from fxslim.tidying import tidied
 
-__all__ = ["capture", "capture_call", "check_model", "is_program", "without_cache"]
+__all__ = [
+    "capture",
+    "capture_by_values",
+    "capture_call",
+    "check_model",
+    "is_program",
+    "without_cache",
+]
 
 
 def capture(
@@ -49,11 +63,40 @@ def capture(
     args, kwargs = as_inputs(
         example_inputs if example_inputs is not None else example_inputs_for(model)
     )
-    return capture_call(model, args, kwargs, dynamic=dynamic)
+    try:
+        return capture_call(model, args, kwargs, dynamic=dynamic)
+    except CaptureError as error:
+        return capture_by_values(model, args, kwargs, error, dynamic=dynamic)
+
+
+def capture_by_values(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reason: CaptureError,
+    *,
+    dynamic: bool,
+) -> fx.GraphModule:
+    """Capture a model that branches on values in its inputs, on the example's side.
+
+    Raises:
+        CaptureError: `reason`, where it is another one, or this does not help.
+    """
+    if not branches_on_values(reason):
+        raise reason
+    try:
+        return capture_call(model, args, kwargs, dynamic=dynamic, by_values=True)
+    except CaptureError:
+        raise reason from reason.__cause__
 
 
 def capture_call(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    dynamic: bool,
+    by_values: bool = False,
 ) -> fx.GraphModule:
     """Capture what ``model(*args, **kwargs)`` does; see `capture`."""
     notes: list[str] = []
@@ -62,14 +105,15 @@ def capture_call(
         notes.append("called with use_cache=False: cached keys and values would be graph outputs")
     with _unchanged(model):
         _call_once(callee, args, kwargs)
-        exported = export(_with_names(callee, kwargs), args, kwargs, dynamic, notes)
+        callee = _with_names(callee, kwargs)
+        exported = export(callee, args, kwargs, dynamic, notes, by_values=by_values)
     program = tidied(exported, model)
     if notes[-1] == SYMBOLIC_LENGTHS:
         notes[-1:] = list(_fixed_sizes(program)) or [SYMBOLIC_LENGTHS]
     program.meta["capture"] = tuple(notes)
     program.meta["example_inputs"] = (args, kwargs)
     for note in notes:
-        if note.startswith("static"):
+        if note == BY_VALUES or note.startswith("static"):
             warnings.warn(f"fxslim.capture: {note}", stacklevel=3)
     return program
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from fxslim.errors import CaptureError
@@ -16,12 +17,20 @@ from fxslim.follow import closure
 from fxslim.graph import fixed_size, guards_of, holds
 from fxslim.rules import row_for
 
-__all__ = ["SYMBOLIC_LENGTHS", "decompositions", "export", "length_dims"]
+__all__ = [
+    "BY_VALUES",
+    "SYMBOLIC_LENGTHS",
+    "branches_on_values",
+    "decompositions",
+    "export",
+    "length_dims",
+]
 
 Choice = Callable[[torch.Tensor], list[int]]
 """The dimensions of an input that are to be symbolic."""
 
 SYMBOLIC_LENGTHS = "batch and sequence lengths are symbolic"
+BY_VALUES = "the model branches on values in its inputs: others than the example's may be refused"
 
 
 def _attempts(dynamic: bool) -> Iterator[tuple[str, Choice]]:
@@ -46,9 +55,35 @@ def _batch(tensor: torch.Tensor) -> list[int]:
 
 
 def export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic: bool,
+    notes: list[str],
+    *,
+    by_values: bool = False,
+) -> ExportedProgram:
+    """Export with as many symbolic dimensions as the model allows.
+
+    With `by_values` tracing takes the example's side of branches on values in the inputs (draft
+    export calls it real tensor propagation); the program asserts that it is the right one.
+    """
+    if not by_values:
+        return _export(model, args, kwargs, dynamic, notes)
+    with torch._functorch.config.patch(fake_tensor_propagate_real_tensors=True):
+        exported = _export(model, args, kwargs, dynamic, notes)
+    notes.insert(0, BY_VALUES)
+    return exported
+
+
+def branches_on_values(error: CaptureError) -> bool:
+    """Whether a model was not captured because it branches on values in its inputs."""
+    return isinstance(error.__cause__, GuardOnDataDependentSymNode)
+
+
+def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, notes: list[str]
 ) -> ExportedProgram:
-    """Export with as many symbolic dimensions as the model allows."""
     failures: list[Exception] = []
     given = pytree.tree_map_only(torch.Tensor, _without_base, (args, kwargs))
     for note, choice in _attempts(dynamic):

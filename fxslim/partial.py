@@ -12,7 +12,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxslim.capture import capture_call, check_model, is_program, without_cache
+from fxslim.capture import (
+    capture_by_values,
+    capture_call,
+    check_model,
+    is_program,
+    without_cache,
+)
 from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.locate import locate
@@ -41,11 +47,22 @@ def captured(
 
 
 def captured_call(model: nn.Module, call: Call, *, dynamic: bool = True) -> nn.Module:
-    """What a call of `model` does, as a program or with programs in it; see `captured`."""
+    """What a call of `model` does, as a program or with programs in it; see `captured`.
+
+    A model in parts takes all that it took before; a program that was captured by the values of the
+    example may not, and is the last resort.
+    """
     try:
         return capture_call(model, *call, dynamic=dynamic)
     except CaptureError as error:
-        return capture_parts(model, call, error, dynamic=dynamic)
+        reason = error
+    try:
+        return capture_parts(model, call, reason, dynamic=dynamic)
+    except CaptureError:
+        program = capture_by_values(model, *call, reason, dynamic=dynamic)
+    if not any(site.prunable for site in locate(program).sites):
+        raise reason
+    return program
 
 
 def capture_parts(

@@ -115,7 +115,7 @@ def infer_shapes(program: fx.GraphModule) -> None:
 
 
 def eliminate_dead_code(program: fx.GraphModule) -> None:
-    """Remove nodes without users, except inputs, assertions, and operators that write.
+    """Remove nodes without users, except inputs, and operators that write or assert.
 
     A random operator whose result nobody reads goes too, which `torch.fx` by itself would keep.
     """
@@ -126,7 +126,8 @@ def _must_stay(node: fx.Node) -> bool:
     if node.op in ("placeholder", "output") or node.target is torch._assert:
         return True
     if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
+        schema = node.target._schema
+        return schema.is_mutable or not schema.returns
     return node.op == "call_module" or bool(node.op == "call_function" and node.is_impure())
 
 

@@ -341,10 +341,10 @@ def test_a_model_that_is_captured_in_parts_is_planned_for_as_a_whole():
 
 
 class Unexported(Attention):
-    """What it does depends on the values of its input."""
+    """What it does depends on where its input lies."""
 
     def forward(self, x):
-        return x if x.sum() > 1e6 else super().forward(x)
+        return super().forward(x) if x.data_ptr() % 4 == 0 else x
 
 
 @torch.no_grad()
