@@ -101,7 +101,8 @@ def _freed(
     come before those that free query heads only.
     """
     refused = {name for site in located.sites if not site.prunable for name in site.cores}
-    refused &= {core.node.name for core in cores if core.heads and read_beside(core)}
+    beside = (core for core in cores if core.heads and read_beside(located.axis_map, core))
+    refused &= {core.node.name for core in beside}
     freed, partly = dict[str, set[Use]](), dict[str, set[Use]]()
     for roles in ROLES if refused else ():
         uses = {n: operands_of(cores, roles, {n}) for n in refused - freed.keys()} | freed

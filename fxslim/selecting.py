@@ -92,15 +92,21 @@ def operands_of(cores: Iterable[Core], roles: Roles, names: Container[str]) -> s
     return {use for core in found for role in roles for use in core.uses[role]}
 
 
-def read_beside(core: Core) -> bool:
+def read_beside(axis_map: AxisMap, core: Core) -> bool:
     """Whether the heads are read as a whole by others only, not on their way to the attention.
 
     A norm over all heads of the queries couples them: what one head is depends on all.  A value
-    that is returned is read by the caller.
+    that is returned is read by the caller, and a weight by every layer that shares it.
     """
     readers = {leaf.block.where for leaf in core.heads if leaf.block}
     operands = [operand for uses in core.uses.values() for _, operand in uses]
-    before = closure(operands, lambda node: node.all_input_nodes)
+    products = {product for pairs in core.projections.values() for _, product in pairs}
+
+    def back(node: fx.Node) -> Iterable[fx.Node]:
+        shared = node in axis_map.contractions and not axis_map.axes(node) & set(core.heads)
+        return () if shared or node in products else node.all_input_nodes
+
+    before = closure(operands, back)
     returned = set(core.node.graph.output_node().all_input_nodes)
     return readers.isdisjoint(node.name for node in before if node not in returned)
 

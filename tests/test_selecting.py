@@ -5,7 +5,17 @@ import torch
 from torch import nn
 
 import fxslim
-from tests.models import HEAD_DIM, HEADS, WIDTH, Attention, example, grouped_core, merge, split
+from tests.models import (
+    HEAD_DIM,
+    HEADS,
+    WIDTH,
+    Attention,
+    Residual,
+    example,
+    grouped_core,
+    merge,
+    split,
+)
 from tests.zoo.reference import call_of, compare, without_heads
 
 INNER = HEADS * HEAD_DIM
@@ -96,6 +106,24 @@ def test_a_norm_over_all_heads_of_the_queries_couples_them():
     (site,) = fxslim.find_attention(fxslim.capture(QueryNorm(), example()))
     assert not site.prunable
     assert site.reason == "layer_norm (layer_norm in norm) normalises over all of the head axis"
+
+
+class SortedContext(Attention):
+    """An attention whose context says nothing of which head is which."""
+
+    def context(self, x):
+        return merge(self.core(*self.heads(x)).sort(1).values)
+
+
+def test_a_layer_that_shares_a_weight_with_one_before_it_is_free_of_its_coupling():
+    model = Residual(a=SortedContext(), b=Attention()).eval()
+    model.layers.b.q = model.layers.a.q
+    program = fxslim.capture(model, example())
+    first, second = fxslim.find_attention(program)
+    assert "sort (sort in layers.a) reads the head axis as a whole" in first.reason
+    assert (second.prunable, second.reason) == (True, "")
+    slim = fxslim.compile(program, 0.5)
+    assert slim.layers.b.k.weight.shape[0] == model.layers.b.k.weight.shape[0] // 2
 
 
 def test_one_weight_for_all_three_is_refused():
