@@ -52,8 +52,8 @@ def assert_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
                 asserted.value(place, value)
             if isinstance(value, torch.Tensor):
                 asserted.dtype(place, value.dtype)
-            for dim, n in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-                asserted.size(place, dim, n)
+                for dim, n in enumerate(value.shape):
+                    asserted.size(place, dim, n)
         guards = guards_of(n.meta.get("val") for n in exported.graph.find_nodes(op="placeholder"))
         for relation in dict.fromkeys(relation for guard, relation in guards if _matters(guard)):
             asserted.relation(relation)

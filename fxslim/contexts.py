@@ -63,11 +63,11 @@ class Probe(nn.Module):
         self.value = value if value.requires_grad else value.detach().requires_grad_()
         return self.value
 
-    def attended_rows(self, told: Told | None) -> torch.Tensor:
+    def attended_rows(self, told: Told) -> torch.Tensor:
         """The last value as (rows, features), without those rows that are told to be padding."""
         value = self.value.detach()
         rows = self.context.rows(value).flatten(0, 1)
-        seen = told.operand(self.context.product, value) if told is not None else None
+        seen = told.operand(self.context.product, value)
         return rows if seen is None else rows[self.context.rows(seen).flatten(0, 1)[:, 0]]
 
 

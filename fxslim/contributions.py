@@ -62,7 +62,7 @@ class Activation:
         return averages(totals, count)
 
 
-def _energy(probe: Probe, weight: torch.Tensor, told: Told | None) -> torch.Tensor:
+def _energy(probe: Probe, weight: torch.Tensor, told: Told) -> torch.Tensor:
     """(heads + 1,): of each head in the last batch; those of no head come last."""
     rows = probe.attended_rows(told).float()
     heads = probe.context.heads.to(rows.device)
@@ -128,14 +128,13 @@ class LeaveOneOut:
         return averages(scores, count)
 
 
-def _lost(whole: Any, without: Any, told: Told | None, loss_fn: LossFn | None) -> float:
+def _lost(whole: Any, without: Any, told: Told, loss_fn: LossFn | None) -> float:
     """The rise of the loss, or the squared change of the outputs where there is none."""
     if loss_fn is not None:
         return float(loss_fn(without) - loss_fn(whole))
     dense = output_tensors(whole)
-    seen = told.outputs(dense) if told is not None else [None] * len(dense)
     squares = (
         (a - b).double().square() * (1 if counts is None else counts)
-        for a, b, counts in zip(dense, output_tensors(without), seen, strict=True)
+        for a, b, counts in zip(dense, output_tensors(without), told.outputs(dense), strict=True)
     )
     return sum(float(square.sum()) for square in squares)

@@ -68,8 +68,8 @@ class OutputFisher:
         generator = torch.Generator().manual_seed(self.seed)
         for batch in tracked(batches, "scoring heads"):
             output = call_with(watched, batch)
-            seen = None if loss_fn is not None else tell(batch)
-            kept = _differentiable(output if loss_fn is None else loss_fn(output), seen)
+            told = tell(batch) if loss_fn is None else Told()  # of an output that is not its own
+            kept = _differentiable(output if loss_fn is None else loss_fn(output), told)
             for draw in range(self.draws):
                 signs = [_signs(tensor, generator) * counts for tensor, counts in kept]
                 total = sum((t * v).sum() for (t, _), v in zip(kept, signs, strict=True))
@@ -106,7 +106,7 @@ class _Covariance:
         n = len(probe.context.heads) + 1
         self._sums = torch.zeros(n, n, dtype=torch.float64)
 
-    def add(self, told: Told | None) -> None:
+    def add(self, told: Told) -> None:
         rows = self._probe.attended_rows(told).double()
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         self._sums = self._sums.to(rows.device) + rows.mT @ rows
@@ -231,13 +231,12 @@ def _units_of(sites: Sequence[Site]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _differentiable(output: Any, told: Told | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _differentiable(output: Any, told: Told) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The tensors of an output that depend on the masks, and which of their positions count."""
     tensors = output_tensors(output)
-    seen = told.outputs(tensors) if told is not None else [None] * len(tensors)
     kept = [
         (tensor, tensor.new_ones(()) if counts is None else counts)
-        for tensor, counts in zip(tensors, seen, strict=True)
+        for tensor, counts in zip(tensors, told.outputs(tensors), strict=True)
         if tensor.requires_grad
     ]
     if not kept:

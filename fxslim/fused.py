@@ -43,11 +43,12 @@ def flex_attention(call: Call) -> list[Dims]:
     call.reads(length, "is normalised over all of it")
     *blocks, mask_mod = call.arguments["block_mask"]
     scored, masked = _used(call.arguments["score_mod"])[1:], _used(mask_mod)
-    shapes = [graph.shape(n.meta["val"]) for n in blocks if _is_tensor(n)]
+    others = call.tensors()[3:]
+    tables = [call.operand(node) for node in blocks if node in others]
     for d, dim in enumerate((batch, heads)):
-        if scored[d] or masked[d] or any(shape[d] > 1 for shape in shapes):
+        if scored[d] or masked[d] or any(size(dims[d]) > 1 for dims in tables):
             call.reads(dim, "scores each position of it by its number")
-    for node in call.tensors()[3:]:
+    for node in others:
         for dim in call.operand(node):
             call.reads(dim)
     statistics: list[Dims] = [
@@ -55,10 +56,6 @@ def flex_attention(call: Call) -> list[Dims]:
         for shape in call.shapes[1:]
     ]
     return [(batch, heads, rows, call.dims("value")[-1]), *statistics]
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, fx.Node) and graph.is_tensor(value)
 
 
 def _used(function: fx.Node) -> list[bool]:

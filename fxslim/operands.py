@@ -14,7 +14,7 @@ from fxslim.follow import closure, operands_with, summed_axes, sums
 from fxslim.rules import row_for
 from fxslim.weights import Weights
 
-__all__ = ["Operands", "find_operands"]
+__all__ = ["Operands", "find_operands", "normalised_dimension"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ def find_operands(axis_map: AxisMap, weights: Weights) -> Iterator[Operands]:
                 yield operands
 
 
+def normalised_dimension(axis_map: AxisMap, node: fx.Node) -> int:
+    """Along which dimension an operator makes probabilities."""
+    return axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
+
+
 class _Finder:
     def __init__(self, axis_map: AxisMap, weights: Weights) -> None:
         self.axis_map = axis_map
@@ -91,7 +96,7 @@ class _Finder:
         dims = self.axis_map.of(node)
         if not dims:
             return None
-        along = self.axis_map.call(node).axis(tensor=next(iter(graph.arguments(node))))
+        along = normalised_dimension(self.axis_map, node)
         others = [i for i in reversed(range(len(dims))) if i != along and dims[i]]
         found = (self._summed_over(node, position) for position in (along, *others))
         operands = next((operands for operands in found if operands is not None), None)

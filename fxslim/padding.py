@@ -20,6 +20,7 @@ from fxslim.calls import Dims
 from fxslim.examples import Inputs, as_inputs
 from fxslim.locate import locate
 from fxslim.matrices import Product
+from fxslim.operands import normalised_dimension
 from fxslim.placed import Located
 from fxslim.rules import row_for
 from fxslim.walk import Call, Walk
@@ -37,49 +38,57 @@ class Attended:
 
     def __call__(self, call: Call) -> Told:
         """Run the program on one batch, as far as its masks."""
-        walk = Walk(self.axis_map.program, [call] if self.masks else [])
+        if not self.masks:
+            return Told()
+        walk = Walk(self.axis_map.program, [call])
         with torch.no_grad():
             return Told(self, [mask.read(walk) for mask in self.masks])
 
 
 class Told:
-    """What the masks tell of one batch."""
+    """What the masks tell of one batch: nothing, where there are none."""
 
-    def __init__(self, attended: Attended, values: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, attended: Attended | None = None, values: Sequence[torch.Tensor] = ()
+    ) -> None:
         self._attended, self._values = attended, values
 
     def operand(self, product: Product, value: torch.Tensor) -> torch.Tensor | None:
         """BoolTensor of the shape of a product's activation; None where no mask tells."""
+        if self._attended is None:
+            return None
         node = self._attended.nodes[product.node]
         operand = node.all_input_nodes[product.operand]
-        return self._where(self._attended.axis_map.seen_by(node, operand), value)
+        return self._where(self._attended, self._attended.axis_map.seen_by(node, operand), value)
 
     def outputs(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         """The same for each of the program's floating-point outputs, in order."""
+        if self._attended is None:
+            return [None] * len(values)
         axis_map = self._attended.axis_map
         given = axis_map.program.graph.output_node().all_input_nodes
         nodes = [n for n in given if graph.is_tensor(n) and n.meta["val"].is_floating_point()]
         if len(nodes) != len(values):  # one value may be returned twice
             return [None] * len(values)
         pairs = zip(nodes, values, strict=True)
-        return [self._where(axis_map.of(node), value) for node, value in pairs]
+        return [self._where(self._attended, axis_map.of(node), value) for node, value in pairs]
 
-    def _where(self, dims: Dims, value: torch.Tensor) -> torch.Tensor | None:
-        for mask, told in zip(self._attended.masks, self._values, strict=True):
+    def _where(self, attended: Attended, dims: Dims, value: torch.Tensor) -> torch.Tensor | None:
+        for mask, told in zip(attended.masks, self._values, strict=True):
             found = mask.spread(told, dims, value.shape)
             if found is not None:
                 return found
         return None
 
 
-Tell = Callable[[Inputs], Told | None]
-"""What the masks of a program tell of a batch; of a model in parts, None."""
+Tell = Callable[[Inputs], Told]
+"""What the masks of a program tell of a batch; those of a model in parts, nothing."""
 
 
 def telling(program: nn.Module) -> Tell:
     """What tells the padding of a (masked) program's batches."""
     if not isinstance(program, fx.GraphModule):
-        return lambda batch: None
+        return lambda batch: Told()
     attended = Attended(locate(program))
     return lambda batch: attended(as_inputs(batch))
 
@@ -168,7 +177,7 @@ def _mask_of(axis_map: AxisMap, core: fx.Node) -> tuple[fx.Node, int] | None:
     """What tells which keys a core attends to, and its dimension of the keys."""
     row = row_for(core)
     if row is not None and row.probability:
-        return core, axis_map.call(core).axis(tensor=next(iter(graph.arguments(core))))
+        return core, normalised_dimension(axis_map, core)
     mask = graph.arguments(core).get("attn_mask")
     return (mask, len(axis_map.of(mask)) - 1) if isinstance(mask, fx.Node) else None
 

@@ -55,9 +55,9 @@ def refit(
     products: Sequence[Product],
     slim_calls: Sequence[Call],
     dense_calls: Sequence[Call],
+    told: Sequence[Told],
     always: Collection[str] = (),
     *,
-    told: Sequence[Told] = (),
     biases: bool = False,
 ) -> list[Refitted]:
     """Refit the weights of `products` in the order of the graph; `slim` gets new parameters.
@@ -68,9 +68,9 @@ def refit(
         products: what to refit, as nodes of `dense`; those that `slim` has no more are passed over.
         slim_calls: positional and keyword arguments of every batch.
         dense_calls: the same for the dense program, where they differ in parts of a model.
+        told: of every batch, which positions are attended to and count.
         always: names of products to refit to their dense values where they are not added to a
             residual stream; others are passed over then.
-        told: for every batch, which positions are attended to and count; all of them if empty.
         biases: give a bias to what is refitted and has none, where the operator takes one.
     """
     if biases:
@@ -140,7 +140,7 @@ class _Layer:
             wanted = use.wanted(ours, batch, product, total)
             x = as_matrix(value, use.product.features, use.product.rows)
             y = as_matrix(wanted, use.product.outputs)
-            seen = told[batch].operand(use.product, value) if told else None
+            seen = told[batch].operand(use.product, value)
             if seen is not None:
                 counted = as_matrix(seen, use.product.features, use.product.rows)[:, 0]
                 x, y = x[counted], y[counted]

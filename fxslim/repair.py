@@ -58,7 +58,7 @@ def repair(
         products, ends = _products(located[path])
         ours, theirs = (_calls(m, path, batches) for m in (slim, dense))
         told = [*map(Attended(located[path]), theirs)]
-        done.extend(refit(made, whole, products, ours, theirs, ends, told=told, biases=biases))
+        done.extend(refit(made, whole, products, ours, theirs, told, ends, biases=biases))
         made.recompile()
         return made
 

@@ -269,6 +269,18 @@ def test_a_program_can_be_cast():
     torch.testing.assert_close(program(x.double()), model.double()(x.double()))
 
 
+class Branching(nn.Module):
+    """An attention behind a layer that is called in one branch and not in the other."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.layer, self.attention = nn.Linear(WIDTH, WIDTH), Attention()
+        self.branch = branch
+
+    def forward(self, x):
+        return self.attention(self.branch(self.layer, x))
+
+
 def in_chunks(layer, x):
     return x + sum(layer(chunk).sum(1, keepdim=True) for chunk in x.split(4, 1))
 
@@ -318,15 +330,7 @@ def if_rounded(round_):
 def test_a_branch_on_sizes_is_asserted(branch, size, said):
     """Tracing takes one side of it, and unrolls loops."""
 
-    class Branching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.attention = nn.Linear(WIDTH, WIDTH), Attention()
-
-        def forward(self, x):
-            return self.attention(branch(self.layer, x))
-
-    model = Branching().eval()
+    model = Branching(branch).eval()
     program = fxslim.capture(model, example(2, 7))
     slim = fxslim.compile(program, 0.5)
     assert notes(program) == ("batch and sequence lengths are symbolic",)
@@ -360,15 +364,7 @@ def where_listed(layer, x):
     "branch", [if_many_are_positive, if_one_is_large, as_often_as_positive, where_listed]
 )
 def test_a_branch_on_values_is_the_examples_or_refused(branch):
-    class Branching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.attention = nn.Linear(WIDTH, WIDTH), Attention()
-
-        def forward(self, x):
-            return self.attention(branch(self.layer, x))
-
-    model = Branching().eval()
+    model = Branching(branch).eval()
     with pytest.warns(UserWarning, match="the model branches on values in its inputs"):
         program = fxslim.capture(model, torch.ones(2, 7, WIDTH))
     slim = fxslim.compile(program, 0.5)
@@ -388,15 +384,7 @@ def test_a_branch_on_values_is_the_examples_or_refused(branch):
 
 
 def test_a_part_that_takes_all_values_comes_before_a_program_that_does_not():
-    class Branching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.attention = nn.Linear(WIDTH, WIDTH), Attention()
-
-        def forward(self, x):
-            return self.attention(if_one_is_large(self.layer, x))
-
-    model = Branching().eval()
+    model = Branching(if_one_is_large).eval()
     with pytest.warns(UserWarning, match="captured in parts: attention"):
         slim = fxslim.compile(model, 0.5, (torch.ones(2, 7, WIDTH),))
     for x in (torch.ones(2, 7, WIDTH), 3 * torch.ones(2, 7, WIDTH)):
