@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 import fxslim
-from fxslim import graph
+from fxslim import graph, locate
 from fxslim.analysis import AxisMap, analyse
 from fxslim.axes import Axis, leaves
 from fxslim.positions import kept_positions
@@ -23,7 +23,7 @@ from tests.properties.programs import Transformer, build, inputs_of
 from tests.properties.specs import Spec
 from tests.zoo.reference import Call, compare, without_heads
 
-__all__ = ["Program", "plans"]
+__all__ = ["Program", "located_once", "plans"]
 
 TOLERANCE = 1e-9
 OTHER_SIZES = ((2, 8, 3), (1, 4, 9))
@@ -36,6 +36,7 @@ class Program:
     spec: Spec
     model: Transformer = field(init=False)
     program: fx.GraphModule = field(init=False)
+    code: str = field(init=False)
 
     def __post_init__(self) -> None:
         spec = self.spec
@@ -43,6 +44,7 @@ class Program:
         inputs = inputs_of(spec, spec.batch, spec.length, spec.memory)
         with nullcontext() if spec.dynamic else already_functional():
             self.program = fxslim.capture(self.model, inputs, dynamic=spec.dynamic)
+        self.code = self.program.code
         sizes = [(spec.batch, spec.length, spec.memory), *(OTHER_SIZES if spec.dynamic else ())]
         self.calls = [Call((), inputs_of(spec, *size)) for size in sizes]
 
@@ -141,6 +143,9 @@ class Program:
         }
         self.same(permuted(axis_map, order), self.model)
 
+    def no_step_changes_the_program(self) -> None:
+        assert self.program.code == self.code
+
     # --------------------------------------------------------------------------------- their parts
 
     def same(self, ours: nn.Module, theirs: nn.Module) -> None:
@@ -177,6 +182,14 @@ def already_functional() -> Iterator[None]:
     """Skip the half of a capture that makes a graph functional: these models are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ExportedProgram, "run_decompositions", lambda self, table: self)
+        yield
+
+
+@contextmanager
+def located_once() -> Iterator[None]:
+    """Look for the attentions of a program once: the laws ask for them twenty times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locate, "_attentions", cache(locate._attentions))
         yield
 
 
