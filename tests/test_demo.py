@@ -27,6 +27,14 @@ def test_text_is_prose_and_comes_in_two_parts():
         assert text.endswith(".")
 
 
+def test_more_text_is_apart_from_what_judges_too():
+    _, held_out = demo.paragraphs()
+    many, same = demo.paragraphs(1000)
+    assert same == held_out
+    assert (len(many), len(set(many))) == (1000, 1000)
+    assert not set(many) & set(held_out)
+
+
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(demo, "_PACKAGE", "fxslim_no_such_package")
     with pytest.raises(FxslimError, match=r"pip install 'fxslim\[demo\]'"):
