@@ -24,7 +24,7 @@ from fxslim.planning import plan as make_plan
 from fxslim.repair import repair as refitted
 from fxslim.sites import Site, Unit
 from fxslim.steps import Report, mask_located, narrow_located, score
-from fxslim.streams import again
+from fxslim.streams import again, first
 from fxslim.targets import Scope
 from fxslim.verify import verify as check
 
@@ -58,12 +58,14 @@ def compile(
         model: any `nn.Module`; a program that `capture` made is taken as it is.  Not changed.
         sparsity: the share of prunable heads to remove, in [0, 1); never more.  0.5, if there is no
             budget.
-        example_inputs: a tuple (positional), a dict (keyword) or a tensor; derived where possible.
+        example_inputs: a tuple (positional), a dict (keyword) or a tensor: what the program that is
+            returned is called with, in sizes of its own.  Where absent: the first calibration
+            batch, or derived from the model where that is possible.
         criterion: a name in `fxslim.CRITERIA` or an object with a `score` method.  Where absent:
             "compensated_fisher" if there is calibration data and a repair, "output_fisher" without
             a repair, "weight_product" without data.
         calibration: batches in the form of `example_inputs`, some hundred samples of what the model
-            is used on, without padding if possible.
+            is used on, without padding if possible, and without labels unless a loss needs them.
         loss_fn: the loss of a model output, for criteria that need one.
         repair: refit the projections that are left to the dense model (`fxslim.repair`), which
             needs calibration data.  Where absent: if there is such data and no `criterion`.
@@ -109,6 +111,8 @@ def compile(
         criterion = default_criterion(calibrated=batches is not None, repaired=repairing)
     if plan is None:
         chosen(criterion, batches)
+    if example_inputs is None and batches is not None:
+        example_inputs = first(batches)
     program = captured(model, example_inputs, dynamic=dynamic)
     if plan is None:
         located = locate_parts(program, unit=unit, feed_forward=ffn_sparsity > 0)

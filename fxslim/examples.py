@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+
+from fxslim.program import flat_inputs
 
 __all__ = ["Inputs", "as_inputs", "call_with", "example_inputs_for"]
 
@@ -36,8 +38,14 @@ def as_inputs(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def call_with(module: nn.Module, inputs: Inputs) -> Any:
-    """Call `module` with `inputs` in any of their forms."""
+    """Call `module` with `inputs` in any of their forms.
+
+    Raises:
+        TypeError: `module` is a program that was captured with other inputs.
+    """
     args, kwargs = as_inputs(inputs)
+    if isinstance(module, fx.GraphModule):
+        flat_inputs(module, args, kwargs)
     return module(*args, **kwargs)
 
 

@@ -156,6 +156,19 @@ def copy_program(program: fx.GraphModule) -> tuple[Program, dict[fx.Node, fx.Nod
 def flat_inputs(
     program: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[Any]:
-    """What each placeholder of `program` gets in a call, in order."""
-    bound = inspect.signature(program.forward).bind(*args, **kwargs)
+    """What each placeholder of `program` gets in a call, in order.
+
+    Raises:
+        TypeError: the program does not take these inputs.
+    """
+    signature = inspect.signature(program.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [*(f"#{number}" for number in range(1, len(args) + 1)), *kwargs]
+        raise TypeError(
+            f"inputs ({', '.join(given)}) do not fit a program that was captured with "
+            f"({', '.join(signature.parameters)}): {error}; change the inputs, or capture with "
+            "example_inputs like them"
+        ) from error
     return pytree.tree_leaves(list(bound.arguments.values()))

@@ -16,6 +16,7 @@ __all__ = [
     "again",
     "averages",
     "check_values",
+    "first",
     "given",
     "output_tensors",
     "reduce_sum",
@@ -24,6 +25,9 @@ __all__ = [
 
 LossFn = Callable[[Any], torch.Tensor]
 """The loss of a model's output."""
+
+
+NO_BATCHES = "calibration has no batches"
 
 
 def given(calibration: Iterable[Inputs] | None) -> Iterable[Inputs]:
@@ -41,6 +45,17 @@ def again(calibration: Iterable[Inputs] | None) -> Iterable[Inputs]:
     """Batches that can be gone through more than once: a list of those that come only once."""
     batches = given(calibration)
     return list(batches) if iter(batches) is batches else batches
+
+
+def first(batches: Iterable[Inputs]) -> Inputs:
+    """The first batch.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for batch in batches:
+        return batch
+    raise ValueError(NO_BATCHES)
 
 
 def output_tensors(output: Any) -> list[torch.Tensor]:
@@ -67,7 +82,7 @@ def averages(totals: Mapping[str, torch.Tensor], count: torch.Tensor) -> dict[st
     """
     *sums, batches = reduce_sum(*totals.values(), count)
     if not batches:
-        raise ValueError("calibration has no batches")
+        raise ValueError(NO_BATCHES)
     return {name: value / batches for name, value in zip(totals, sums, strict=True)}
 
 

@@ -1,6 +1,7 @@
 """One call, end to end: the slim program is the dense model without the heads that went."""
 
 import copy
+import inspect
 import io
 import re
 
@@ -305,6 +306,47 @@ def test_no_masks_and_no_zeros_remain():
     assert all(parameter.all() for parameter in slim.parameters())
     kept = sum(p.numel() for p in slim.parameters())
     assert kept == sum(p.numel() for p in model.parameters()) - (3 * (4 * 6 + 4) + 6 * 4)
+
+
+class Told(Attention):
+    """An attention with more to be told than its states, as a tokenizer gives more than ids."""
+
+    def forward(self, x, scale=None, shift=None):
+        y = super().forward(x if scale is None else x * scale)
+        return y if shift is None else y + shift
+
+
+FORMS = {
+    "tensors": lambda: example(4, 7),
+    "tuples": lambda: (example(4, 7), torch.rand(4, 7, 1)),
+    "lists": lambda: [example(4, 7)],
+    "dicts": lambda: {"x": example(4, 7), "shift": torch.rand(4, 7, 1)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("once", [False, True])
+def test_calibration_batches_say_what_the_model_is_called_with(form, once):
+    batches = [FORMS[form]() for _ in range(3)]
+    slim = fxslim.compile(Told(), 0.5, calibration=iter(batches) if once else batches)
+    program = fxslim.capture(Told(), batches[0])
+    assert inspect.signature(slim.forward) == inspect.signature(program.forward)
+    assert fxslim.Report.of(slim).plan.sparsity == 0.5
+    assert fxslim.Report.of(slim).refitted
+
+
+def test_batches_that_the_program_does_not_take_are_refused():
+    x, scale = example(), torch.rand(3, 5, 1)
+    message = (
+        "inputs (x, scale) do not fit a program that was captured with (x): got an unexpected "
+        "keyword argument 'scale'; change the inputs, or capture with example_inputs like them"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        fxslim.compile(Told(), 0.5, {"x": x}, calibration=[{"x": x, "scale": scale}])
+    program = fxslim.capture(Told(), (x, scale))
+    slim = fxslim.narrow(program, fxslim.PruningPlan({"attention": [0]}, 0.75))
+    with pytest.raises(TypeError, match=r"^inputs \(#1\) do not fit .* captured with \(x, scale\)"):
+        fxslim.repair(slim, program, [(x,)])
 
 
 def test_the_model_is_untouched():
