@@ -8,13 +8,12 @@ import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.compiler import set_stance
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from fxslim.errors import CaptureError
@@ -28,6 +27,7 @@ from fxslim.exporting import (
 )
 from fxslim.graph import fixed_size
 from fxslim.tidying import tidied
+from fxslim.undisturbed import buffers_kept, in_eval_mode
 
 __all__ = [
     "capture",
@@ -43,6 +43,9 @@ def capture(
     model: nn.Module, example_inputs: Inputs | None = None, *, dynamic: bool = True
 ) -> fx.GraphModule:
     """Capture `model` as a functional graph of ATen calls.
+
+    The program computes what the model does in eval mode: a graph holds dropout or does not, and
+    would not stop it when `eval` is called.
 
     Args:
         model: any `nn.Module`, a `GraphModule` included.  Not changed, and no weight is copied.
@@ -100,10 +103,13 @@ def capture_call(
 ) -> fx.GraphModule:
     """Capture what ``model(*args, **kwargs)`` does; see `capture`."""
     notes: list[str] = []
-    callee = without_cache(model, kwargs)
-    if callee is not model:
-        notes.append("called with use_cache=False: cached keys and values would be graph outputs")
-    with _unchanged(model):
+    learns = model.training  # regions of the model without gradients are told from others then
+    with _unchanged(model), in_eval_mode(model), torch.set_grad_enabled(learns):
+        callee = without_cache(model, kwargs)
+        if callee is not model:
+            notes.append(
+                "called with use_cache=False: cached keys and values would be graph outputs"
+            )
         _call_once(callee, args, kwargs)
         callee = _with_names(callee, kwargs)
         exported = export(callee, args, kwargs, dynamic, notes, by_values=by_values)
@@ -186,21 +192,19 @@ def _with_forward(model: nn.Module, forward: Callable[..., Any]) -> nn.Module:
 def _call_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Call a model as it is first, so that what it computes once and keeps is not made by tracing.
 
-    A function with a cache would hand fake tensors to its next caller.  A model in training, or one
-    that is given what it may change (a key-value cache), is not called.
+    A function with a cache would hand fake tensors to its next caller.  A model that is given what
+    it may change (a key-value cache) is not called.
     """
     plain = (torch.Tensor, int, float, str, type(None))
-    if model.training or not all(isinstance(x, plain) for x in pytree.tree_leaves((args, kwargs))):
+    if not all(isinstance(x, plain) for x in pytree.tree_leaves((args, kwargs))):
         return
-    tracked = [b for b in model.buffers() if not b.is_inference() and not is_lazy(b)]
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in tracked]
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), set_stance("force_eager"):
+    quietly = torch.no_grad(), torch.random.fork_rng(devices=[]), set_stance("force_eager")
+    with ExitStack() as stack:
+        for context in (*quietly, buffers_kept(model)):
+            stack.enter_context(context)
         with suppress(Exception):  # export meets it again, and its reason is what users are told
             model(*args, **kwargs)
-        for buffer, version, before in buffers:
-            if buffer._version != version:
-                buffer.copy_(before)
 
 
 @contextmanager

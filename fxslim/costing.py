@@ -26,6 +26,7 @@ from fxslim.placed import Located, Placed
 from fxslim.plan import PruningPlan
 from fxslim.sites import Site, Unit
 from fxslim.steps import narrow
+from fxslim.undisturbed import buffers_kept
 from fxslim.units import Coupled, couple
 
 __all__ = ["cost"]
@@ -71,14 +72,15 @@ def cost(
     latency = resource == "latency"
     models = _narrowed(program, kinds, points if latency else 2, every=latency)
     args, kwargs = _arguments(program, example_inputs)
-    if resource == "parameters":
-        values = {key: float(count_parameters(model)) for key, model in models.items()}
-    elif resource == "flops":
-        values = {key: float(_flops(model, args, kwargs)) for key, model in models.items()}
-    else:
-        ready = {key: prepare(m) if prepare else m for key, m in models.items()}
-        calls = {key: functools.partial(model, *args, **kwargs) for key, model in ready.items()}
-        values = _medians(calls, seconds)
+    with buffers_kept(*models.values()):
+        if resource == "parameters":
+            values = {key: float(count_parameters(model)) for key, model in models.items()}
+        elif resource == "flops":
+            values = {key: float(_flops(model, args, kwargs)) for key, model in models.items()}
+        else:
+            ready = {key: prepare(m) if prepare else m for key, m in models.items()}
+            calls = {key: functools.partial(model, *args, **kwargs) for key, model in ready.items()}
+            values = _medians(calls, seconds)
     dense = values.pop(_DENSE)
     rows: dict[str, list[float]] = {}
     for number, members in enumerate(kinds):

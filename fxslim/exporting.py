@@ -141,16 +141,15 @@ def _export_once(
     choice: Choice,
     notes: list[str],
 ) -> ExportedProgram:
-    with torch.no_grad() if not model.training else torch.enable_grad():
-        exported = _traced(model, args, kwargs, choice, {})
-        ties = _ties(_input_values(exported, (args, kwargs)))
-        if ties:
-            try:
-                exported = _traced(model, args, kwargs, choice, ties)
-            except Exception as error:  # noqa: BLE001  the first capture is right, only less exact
-                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                notes.insert(0, f"input sizes that must agree could not be tied: {said}")
-        return _functional(exported)
+    exported = _traced(model, args, kwargs, choice, {})
+    ties = _ties(_input_values(exported, (args, kwargs)))
+    if ties:
+        try:
+            exported = _traced(model, args, kwargs, choice, ties)
+        except Exception as error:  # noqa: BLE001  the first capture is right, only less exact
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            notes.insert(0, f"input sizes that must agree could not be tied: {said}")
+    return _functional(exported)
 
 
 def _functional(exported: ExportedProgram) -> ExportedProgram:

@@ -23,6 +23,7 @@ from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.locate import locate
 from fxslim.parts import meta_of, with_parts
+from fxslim.undisturbed import buffers_kept, in_eval_mode
 
 __all__ = ["Call", "capture_parts", "captured", "captured_call"]
 
@@ -110,10 +111,11 @@ def capture_parts(
 
 
 def _run(model: nn.Module, call: Call) -> Any:
-    """What the model makes of copies of the inputs, without a cache, from one random seed."""
+    """What the model makes of copies of the inputs in eval mode, without a cache, from one seed."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, call)
     torch.manual_seed(0)
-    return without_cache(model, kwargs)(*args, **kwargs)
+    with in_eval_mode(model), buffers_kept(model):
+        return without_cache(model, kwargs)(*args, **kwargs)
 
 
 def _recorded(model: nn.Module, call: Call) -> tuple[dict[str, Call], Any]:

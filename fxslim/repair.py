@@ -17,6 +17,7 @@ from fxslim.parts import each_part, meta_of, parts_of
 from fxslim.placed import Located
 from fxslim.program import copy_program
 from fxslim.refit import refit
+from fxslim.undisturbed import buffers_kept
 from fxslim.walk import Call
 from fxslim.weights import Weights
 
@@ -62,7 +63,8 @@ def repair(
         made.recompile()
         return made
 
-    repaired = each_part(slim, one)
+    with buffers_kept(slim, dense):
+        repaired = each_part(slim, one)
     report = meta_of(slim).get("fxslim")
     if report is not None:
         meta_of(repaired)["fxslim"] = replace(report, refitted=tuple(done))

@@ -20,6 +20,7 @@ from fxslim.placed import Located
 from fxslim.plan import PruningPlan, check_plan
 from fxslim.refit import Refitted
 from fxslim.sites import AttentionSite, FeedForwardSite, Site
+from fxslim.undisturbed import buffers_kept
 
 __all__ = ["Report", "insert_head_masks", "mask_located", "narrow", "narrow_located", "score"]
 
@@ -121,7 +122,8 @@ def score(
         ValueError: an unknown criterion, or calibration data is missing.
     """
     found = chosen(criterion, calibration)
-    return found.score(masked, meta_of(masked)["sites"], calibration, loss_fn)
+    with buffers_kept(masked):
+        return found.score(masked, meta_of(masked)["sites"], calibration, loss_fn)
 
 
 def narrow(program: nn.Module, plan: PruningPlan) -> nn.Module:

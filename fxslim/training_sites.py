@@ -27,6 +27,7 @@ from fxslim.parts import meta_of
 from fxslim.sites import AttentionSite, FeedForwardSite, Site
 from fxslim.steps import insert_head_masks
 from fxslim.training_masks import HeadMasks, masks_of, owner_of
+from fxslim.undisturbed import in_eval_mode
 from fxslim.verify import largest_difference, output_values
 
 __all__ = ["bare", "check_whole", "evaluating", "training_sites"]
@@ -74,16 +75,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Accelerate's mixed precision is a wrapper around the model's forward, in place of it.
     """
-    modes = [(module, module.training) for module in model.modules()]
     wrapper, own = vars(model).get("forward"), vars(model).get("_original_forward")
     try:
-        model.eval()
         if wrapper is not None and own is not None:
             model.forward = own
-        yield
+        with in_eval_mode(model):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         if wrapper is not None and own is not None:
             model.forward = wrapper
 

@@ -18,6 +18,7 @@ from fxslim.placed import Placed
 from fxslim.plan import PruningPlan
 from fxslim.program import flat_inputs
 from fxslim.sites import Site
+from fxslim.undisturbed import buffers_kept
 
 __all__ = ["largest_difference", "output_values", "verify"]
 
@@ -49,7 +50,8 @@ def verify(
     else:
         parts = zip(parts_of(slim).values(), parts_of(masked).values(), strict=True)
         pairs = [(part, other, other.meta["example_inputs"]) for part, other in parts]
-    with restored(head_masks(masked, list(plan.kept)).values()):
+    masks = head_masks(masked, list(plan.kept)).values()
+    with restored(masks), buffers_kept(slim, masked):
         set_masks(masked, plan.kept)
         return max(
             _compare(_quiet(one), _quiet(other), given, placed) for one, other, given in pairs
