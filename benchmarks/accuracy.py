@@ -28,6 +28,7 @@ from _vision import vision_task
 from torch import Tensor, nn
 
 import fxslim
+from fxslim.contributions import LeaveOneOut
 from fxslim.errors import FxslimError
 from fxslim.fisher import OutputFisher
 from fxslim.targets import Scope
@@ -39,6 +40,9 @@ DATA = Path.home() / ".cache" / "fxslim"
 FEWER = 0.02
 """Plans that remove a share smaller by this than they were asked to are marked: with the scope
 "local", every attention loses whole heads."""
+
+WITHOUT_LOSS = (OutputFisher, LeaveOneOut)
+"""Criteria that see a change of the outputs themselves, which says more than that of a loss."""
 
 Point = tuple[float, bool]
 """A sparsity, and whether what is left is repaired."""
@@ -112,7 +116,7 @@ class Trial:
     def rows(self, choice: Choice, points: Sequence[Point]) -> Iterator[Row]:
         """Score once, then plan, narrow, repair and judge at every point."""
         seconds: Seconds = {}
-        loss_fn = None if isinstance(choice.criterion, OutputFisher) else self._task.loss_fn
+        loss_fn = None if isinstance(choice.criterion, WITHOUT_LOSS) else self._task.loss_fn
         with clock(seconds, "score"):
             scores = fxslim.score(self._masked, choice.criterion, self._task.calibration, loss_fn)
         for sparsity, repair in points:
