@@ -31,6 +31,7 @@ from fxslim.verify import verify as check
 __all__ = ["check_prunable", "compile"]
 
 
+@torch.inference_mode(False)
 def compile(
     model: nn.Module,
     sparsity: float | None = None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxslim.program import flat_inputs
 
@@ -22,9 +23,15 @@ _BATCH, _LENGTH, _SAMPLES = 2, 11, 16000
 def as_inputs(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`inputs` as (positional, keyword).
 
+    Tensors that were made in inference mode are copied: they may not be saved for a backward pass.
+
     Raises:
         TypeError: they are neither a tensor, nor a tuple, list or mapping with a tensor in it.
     """
+    leaves = pytree.tree_leaves(inputs)
+    if any(isinstance(leaf, torch.Tensor) and leaf.is_inference() for leaf in leaves):
+        with torch.inference_mode(False):
+            inputs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
     if isinstance(inputs, torch.Tensor):
         return (inputs,), {}
     if isinstance(inputs, (tuple, list)) and inputs:

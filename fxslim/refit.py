@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from fxslim.graph import arguments, attribute, set_argument, set_attribute
+from fxslim.graph import arguments, attribute, set_argument, set_attribute, shape
 from fxslim.least_squares import Moments, fit
 from fxslim.matrices import Product, as_matrix
 from fxslim.padding import Told
@@ -213,6 +213,8 @@ def _layers(
         use = use_of(walk, product, node, theirs)
         if use.residual is None and product.node not in always:
             continue
+        if shape(ours[use.total.name].meta["val"]) != shape(use.total.meta["val"]):
+            continue  # it is narrow itself, as what is added to queries is: no residual stream
         tensor = attribute(slim, found[0])
         if id(tensor) not in layers:
             layers[id(tensor)] = _Layer(found[0], bias_of(walk, product, node), found[1])

@@ -122,7 +122,7 @@ def score(
         ValueError: an unknown criterion, or calibration data is missing.
     """
     found = chosen(criterion, calibration)
-    with buffers_kept(masked):
+    with torch.inference_mode(False), torch.enable_grad(), buffers_kept(masked):
         return found.score(masked, meta_of(masked)["sites"], calibration, loss_fn)
 
 

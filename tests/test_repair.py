@@ -107,6 +107,42 @@ def test_a_weight_with_two_uses_is_refitted_to_both():
     assert len(fxslim.Report.of(repaired).refitted) == 1
 
 
+class Adapted(nn.Module):
+    """A linear layer and a low-rank one beside it (LoRA; Hu et al. 2021)."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear, (rows, columns) = linear, linear.weight.shape
+        self.down, self.up = nn.Linear(columns, 2, bias=False), nn.Linear(2, rows, bias=False)
+
+    def forward(self, x):
+        return self.linear(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "o"])
+def test_what_is_added_to_heads_is_no_residual_stream(name):
+    torch.manual_seed(0)
+    model = Residual(a=Attention(), b=Attention())
+    for attention in (model.layers.a, model.layers.b):
+        setattr(attention, name, Adapted(getattr(attention, name)))
+    slim = fxslim.compile(model, 0.5, calibration=batches())
+    named = {done.weight for done in fxslim.Report.of(slim).refitted}
+    own = "o.linear.weight" if name == "o" else "o.weight"
+    assert {f"layers.{layer}.{own}" for layer in "ab"} <= named
+    assert not any(f".{name}." in weight for weight in named if name != "o")
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_switched_off(context):
+    torch.manual_seed(0)
+    model = Residual(a=Attention(), b=Attention())
+    with context():
+        slim = fxslim.compile(model, 0.5, calibration=batches())
+        assert not torch.is_grad_enabled()
+    assert fxslim.Report.of(slim).refitted
+    assert all(p.requires_grad and not p.is_inference() for p in slim.parameters())
+
+
 class FeedForward(nn.Module):
     def __init__(self):
         super().__init__()
