@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -199,12 +199,14 @@ def _call_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if not all(isinstance(x, plain) for x in pytree.tree_leaves((args, kwargs))):
         return
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    quietly = torch.no_grad(), torch.random.fork_rng(devices=[]), set_stance("force_eager")
-    with ExitStack() as stack:
-        for context in (*quietly, buffers_kept(model)):
-            stack.enter_context(context)
-        with suppress(Exception):  # export meets it again, and its reason is what users are told
-            model(*args, **kwargs)
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        set_stance("force_eager"),
+        buffers_kept(model),
+        suppress(Exception),  # export meets it again, and its reason is what users are told
+    ):
+        model(*args, **kwargs)
 
 
 @contextmanager
