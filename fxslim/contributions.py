@@ -18,6 +18,7 @@ from fxslim.parts import parts_of
 from fxslim.progress import tracked
 from fxslim.sites import Site
 from fxslim.streams import LossFn, again, averages, check_values, given, output_tensors
+from fxslim.undisturbed import seeded
 from fxslim.walk import Walk
 
 __all__ = ["Activation", "LeaveOneOut"]
@@ -118,9 +119,10 @@ class LeaveOneOut:
         count, tell = torch.zeros((), dtype=torch.float64), telling(masked)
         with torch.no_grad():
             for batch in tracked(batches, "leaving heads out"):
-                whole, told = call_with(masked, batch), tell(batch)
+                with seeded():
+                    whole, told = call_with(masked, batch), tell(batch)
                 for name, unit in units:
-                    with restored([masks[name]]):
+                    with restored([masks[name]]), seeded():
                         masks[name][unit] = 0
                         lost = _lost(whole, call_with(masked, batch), told, loss_fn)
                     scores[name][unit] += lost / len(unit)

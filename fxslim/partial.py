@@ -23,7 +23,7 @@ from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.locate import locate
 from fxslim.parts import meta_of, with_parts
-from fxslim.undisturbed import buffers_kept, in_eval_mode
+from fxslim.undisturbed import buffers_kept, in_eval_mode, seeded
 
 __all__ = ["Call", "capture_parts", "captured", "captured_call"]
 
@@ -84,7 +84,7 @@ def capture_parts(
     Raises:
         CaptureError: `reason`, if the model does not run, or none of its submodules will do.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad():
         try:
             calls, expected = _recorded(model, call)
         except Exception as error:
@@ -111,10 +111,9 @@ def capture_parts(
 
 
 def _run(model: nn.Module, call: Call) -> Any:
-    """What the model makes of copies of the inputs in eval mode, without a cache, from one seed."""
+    """What the model makes of copies of the inputs in eval mode, without a cache, of one seed."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, call)
-    torch.manual_seed(0)
-    with in_eval_mode(model), buffers_kept(model):
+    with in_eval_mode(model), buffers_kept(model), seeded():
         return without_cache(model, kwargs)(*args, **kwargs)
 
 

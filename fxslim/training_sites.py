@@ -28,7 +28,7 @@ from fxslim.sites import AttentionSite, FeedForwardSite, Site
 from fxslim.steps import insert_head_masks
 from fxslim.training_masks import HeadMasks, masks_of, owner_of
 from fxslim.undisturbed import in_eval_mode
-from fxslim.verify import largest_difference, output_values
+from fxslim.verify import largest_difference, outputs_of
 
 __all__ = ["bare", "check_whole", "evaluating", "training_sites"]
 
@@ -200,10 +200,8 @@ class _Trial:
             mask.copy_(values[name])
             masks.mask(name).copy_(values[name])
 
-    @torch.no_grad()
     def _outputs(self, model: nn.Module) -> list[torch.Tensor]:
-        model = without_cache(model, self.kwargs)
-        return output_values(model(*self.args, **self.kwargs))
+        return outputs_of(without_cache(model, self.kwargs), self.args, self.kwargs)
 
 
 def _random_masks(sites: Mapping[str, Site], scale: float) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["buffers_kept", "in_eval_mode"]
+__all__ = ["buffers_kept", "in_eval_mode", "seeded"]
 
 
 @contextmanager
@@ -41,3 +41,15 @@ def buffers_kept(*models: nn.Module) -> Iterator[None]:
             for buffer, version, value in before:
                 if buffer._version != version:
                     buffer.copy_(value)
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """The same random numbers each time; after that, the generators as they were.
+
+    So that models can be compared that draw noise in eval mode, too.
+    """
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(0)
+        yield

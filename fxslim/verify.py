@@ -18,9 +18,9 @@ from fxslim.placed import Placed
 from fxslim.plan import PruningPlan
 from fxslim.program import flat_inputs
 from fxslim.sites import Site
-from fxslim.undisturbed import buffers_kept
+from fxslim.undisturbed import buffers_kept, seeded
 
-__all__ = ["largest_difference", "output_values", "verify"]
+__all__ = ["largest_difference", "outputs_of", "verify"]
 
 _Given = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -50,8 +50,7 @@ def verify(
     else:
         parts = zip(parts_of(slim).values(), parts_of(masked).values(), strict=True)
         pairs = [(part, other, other.meta["example_inputs"]) for part, other in parts]
-    masks = head_masks(masked, list(plan.kept)).values()
-    with restored(masks), buffers_kept(slim, masked):
+    with restored(head_masks(masked, list(plan.kept)).values()):
         set_masks(masked, plan.kept)
         return max(
             _compare(_quiet(one), _quiet(other), given, placed) for one, other, given in pairs
@@ -62,9 +61,7 @@ def _compare(
     slim: nn.Module, masked: nn.Module, inputs: _Given, placed: Sequence[Placed[Site]]
 ) -> float:
     """The largest difference; raises where it is more than rounding."""
-    args, kwargs = inputs
-    with torch.no_grad():
-        expected, got = output_values(masked(*args, **kwargs)), output_values(slim(*args, **kwargs))
+    expected, got = (outputs_of(program, *inputs) for program in (masked, slim))
     if len(expected) != len(got):
         raise VerificationError(f"slim returns {len(got)} tensors, masked {len(expected)}")
     worst = 0.0
@@ -80,8 +77,12 @@ def _compare(
     return worst
 
 
-def output_values(output: Any) -> list[torch.Tensor]:
-    """The tensors of a model's output, whatever holds them."""
+def outputs_of(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[torch.Tensor]:
+    """The tensors that a call returns, whatever holds them; with the same noise each time."""
+    with torch.no_grad(), seeded(), buffers_kept(module):
+        output = module(*args, **kwargs)
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
@@ -168,6 +169,6 @@ def _record(program: fx.GraphModule, inputs: _Given, names: set[str]) -> dict[st
     recorder = _Recorder(program, names)
     args, kwargs = inputs
     flat = flat_inputs(program, args, kwargs)
-    with torch.no_grad():
+    with torch.no_grad(), seeded(), buffers_kept(program):
         recorder.run(*flat, enable_io_processing=False)
     return recorder.seen

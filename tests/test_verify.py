@@ -107,6 +107,27 @@ def test_dropout_does_not_make_a_difference():
     assert not torch.equal(slim(x), slim(x))
 
 
+NOISE = {
+    "added": lambda y: y + torch.randn_like(y),
+    "multiplied": lambda y: y * torch.bernoulli(torch.full_like(y, 0.5)),
+    "some positions": lambda y: y[:, torch.rand(y.shape[1]).argsort()[:3]],
+}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_noise_is_the_same_on_both_sides(kind):
+    class Noisy(Attention):
+        def forward(self, x):
+            return NOISE[kind](super().forward(x))
+
+    model, x = Noisy().eval(), example()
+    slim = fxslim.compile(model, 0.5, x)
+    assert slim.meta["fxslim"].max_difference < 1e-5
+    assert not torch.equal(slim(x), slim(x))
+    pruning = fxslim.prepare_pruning(model, {"end_step": 1}, example_inputs=x)
+    assert list(pruning.pruners[0].head_masks) == ["attention"]
+
+
 def test_weights_on_meta_are_not_compared():
     with torch.device("meta"):
         model, x = Attention(), example()
