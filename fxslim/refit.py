@@ -232,9 +232,10 @@ def _add_biases(program: fx.GraphModule, layers: Sequence[_Layer]) -> None:
     """Give a bias of zeros to each layer that has none and whose operators take one."""
     for layer in layers:
         nodes = [use.node for use in layer.uses]
-        if layer.bias is not None or not all(_takes_bias(node) for node in nodes):
-            continue
         (_, outputs), weight = layer.positions.shape, attribute(program, layer.weight)
+        takes = all(_takes_bias(node, weight.dtype) for node in nodes)
+        if layer.bias is not None or not takes:
+            continue
         name = f"{layer.weight.removesuffix('.weight')}.bias"
         path, _, own = name.rpartition(".")
         bias = nn.Parameter(weight.new_zeros(outputs), requires_grad=weight.requires_grad)
@@ -246,10 +247,10 @@ def _add_biases(program: fx.GraphModule, layers: Sequence[_Layer]) -> None:
     infer_shapes(program)
 
 
-def _takes_bias(node: fx.Node) -> bool:
-    """Whether an operator has a place for a bias, and nothing there."""
+def _takes_bias(node: fx.Node, dtype: torch.dtype) -> bool:
+    """Whether an operator has a place for a bias of this type, and nothing there."""
     given = arguments(node)
-    return "bias" in given and given["bias"] is None
+    return "bias" in given and given["bias"] is None and node.meta["val"].dtype == dtype
 
 
 def _first_change(

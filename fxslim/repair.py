@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import fx, nn
 from fxslim.examples import Inputs, as_inputs, call_with
 from fxslim.locate import locate_parts
 from fxslim.matrices import Product, product_of
+from fxslim.measure import count_parameters
 from fxslim.padding import Attended
 from fxslim.parts import each_part, meta_of, parts_of
 from fxslim.placed import Located
@@ -42,6 +44,8 @@ def repair(
         biases: give a bias to projections that have none, where their operator takes one (Linear
             and convolutions do): a parameter more, and no operator.
 
+    Warns where there is nothing that can be refitted.
+
     Raises:
         ValueError: `slim` is not a narrowed form of `dense`, or there are no batches.
     """
@@ -65,6 +69,12 @@ def repair(
 
     with buffers_kept(slim, dense):
         repaired = each_part(slim, one)
+    if not done and count_parameters(slim) < count_parameters(dense):
+        warnings.warn(
+            "fxslim.repair: nothing was refitted: behind the sites that were narrowed, no product "
+            "is one of rows with a parameter of its own",
+            stacklevel=2,
+        )
     report = meta_of(slim).get("fxslim")
     if report is not None:
         meta_of(repaired)["fxslim"] = replace(report, refitted=tuple(done))

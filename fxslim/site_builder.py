@@ -50,7 +50,7 @@ class SiteBuilder:
         kv_heads = max(_distinct(key), _distinct(value))
         num_heads = max(len(self.heads), 1)
         site = AttentionSite(
-            name=self._name(),
+            name=self._name([*query, *key, *value, *output]),
             kind="mha" if kv_heads == num_heads else "gqa" if kv_heads > 1 else "mqa",
             is_cross=any(core.is_cross for core in self.cores),
             num_heads=num_heads,
@@ -170,15 +170,23 @@ class SiteBuilder:
 
     # --------------------------------------------------------------------------------------- name
 
-    def _name(self) -> str:
+    def _name(self, projections: Sequence[Projection]) -> str:
+        """The module whose code the attention is; where that is not known, that of its weights.
+
+        PyTorch forgets the modules inside of a region with autocast or without gradients.
+        """
         nodes = [core.node for core in self.cores] + [node for node, _ in self.ends]
-        paths = [graph.module_path(node).split(".") for node in nodes]
-        shared = list(takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False)))
-        common = ".".join(names[0] for names in shared)
-        return (
-            full_name(self.axis_map.program, common or graph.module_path(self.cores[0].node))
-            or "attention"
-        )
+        program = self.axis_map.program
+        path = _common([graph.module_path(n) for n in nodes]) or graph.module_path(nodes[0])
+        owners = [projection.weight.rpartition(".")[0] for projection in projections]
+        found = full_name(program, path) if path else _common(owners)
+        return found or full_name(program, "") or "attention"
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The longest path that all begin with."""
+    columns = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, columns))
 
 
 def blocked_by(axis_map: AxisMap, axis: Axis, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -88,31 +89,61 @@ def _rearranges(
 def matrix_of(walk: Walk, product: Product, node: fx.Node) -> tuple[str, torch.Tensor] | None:
     """The one parameter behind a product's weight, and where in it each entry of the matrix is."""
     operand = node.all_input_nodes[product.weight]
-    behind = [n for n in closure([operand], lambda n: n.all_input_nodes) if n.op == "get_attr"]
-    parameters = [n for n in behind if isinstance(walk.constant(n), nn.Parameter)]
-    if len(parameters) != 1:
+    found = _placed(walk, operand)
+    if found is None:
         return None
-    (parameter,) = parameters
-    values = walk.constant(parameter)
-    places = torch.arange(values.numel(), device=values.device).view(values.shape)
-    moved = walk.constant(operand, {parameter: places})
-    if moved.is_floating_point() or bool((moved.flatten().sort().values.diff() == 0).any()):
+    parameter, places = found
+    if bool((places.flatten().sort().values.diff() == 0).any()):
         return None
-    if not torch.equal(values.flatten()[moved], walk.constant(operand)):
-        return None
-    return str(parameter.target), as_matrix(moved, product.weight_features).mT
+    return str(parameter.target), as_matrix(places, product.weight_features).mT
 
 
 def bias_of(walk: Walk, product: Product, node: fx.Node) -> str | None:
     """The parameter that the product adds, one number an output."""
     inputs = node.all_input_nodes
     others = [n for n in inputs if n not in (inputs[product.operand], inputs[product.weight])]
-    if len(others) != 1 or others[0].op != "get_attr":
+    found = _placed(walk, others[0]) if len(others) == 1 else None
+    if found is None:
         return None
-    value = walk.constant(others[0])
+    parameter, places = found
     outputs = tuple(node.meta["val"].shape[d] for d in product.outputs)
-    vector = isinstance(value, nn.Parameter) and value.ndim == 1 and tuple(value.shape) == outputs
-    return str(others[0].target) if vector else None
+    whole = torch.equal(places, torch.arange(places.numel(), device=places.device))
+    return str(parameter.target) if whole and tuple(places.shape) == outputs else None
+
+
+def _placed(walk: Walk, constant: fx.Node) -> tuple[fx.Node, torch.Tensor] | None:
+    """The one parameter behind a value, and where in it each entry lies; None if it is computed.
+
+    An index is sent through the same operators. One that gives it back in another type casts, and
+    entries stay where they are.
+    """
+    if not walk.is_constant(constant):
+        return None
+    before = set(closure([constant], lambda n: n.all_input_nodes))
+    read = [n for n in walk.nodes if n in before and n.op == "get_attr"]
+    parameters = [n for n in read if isinstance(walk.constant(n), nn.Parameter)]
+    if len(parameters) != 1:
+        return None
+    (parameter,) = parameters
+    values = walk.constant(parameter)
+    places = torch.arange(values.numel(), device=values.device).view(values.shape)
+    moved: dict[fx.Node, Any] = {parameter: places}
+    for node in (n for n in walk.nodes if n in before and n.op == "call_function"):
+        source = next((n for n in node.all_input_nodes if n in moved), None)
+        if source is not None:
+            value = walk.constant(node, moved)
+            moved[node] = moved[source] if _is_floating(value) else value
+    found, actual = moved[constant], walk.constant(constant)
+    if not isinstance(found, torch.Tensor) or found.shape != actual.shape:
+        return None
+    if not ((found >= 0) & (found < values.numel())).all():
+        return None  # it is scaled by a whole number
+    same = torch.equal(values.flatten()[found].to(actual.dtype), actual)
+    return (parameter, found) if same else None
+
+
+def _is_floating(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def use_of(walk: Walk, product: Product, node: fx.Node, dense: Mapping[str, fx.Node]) -> Use:

@@ -43,6 +43,25 @@ def reasons(sites):
 # ------------------------------------------------------------------------------- names and kinds
 
 
+@pytest.mark.parametrize(
+    "region", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["grad", "cast"]
+)
+def test_attention_in_a_region_is_called_as_its_weights_are(region):
+    """PyTorch keeps no module paths of what is in a region."""
+
+    class Region(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = Residual(a=Attention(), b=Attention())
+
+        def forward(self, x):
+            with region():
+                return self.model(x)
+
+    sites = fxslim.find_attention(fxslim.capture(Region(), example()))
+    assert [site.name for site in sites] == ["model.layers.a", "model.layers.b"]
+
+
 def test_a_site_says_where_it_is_and_what_kind():
     model = Residual(
         a=Attention(), b=Attention(kv_heads=2, core=grouped_core), c=Attention(1, plain_core)

@@ -64,6 +64,49 @@ def test_however_the_output_projection_is_written(name):
     assert_repaired(double_a_head(Written(*WRITTEN[name])), "attention")
 
 
+class Autocast(nn.Module):
+    """Weights that are cast at every call."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(x).float()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_that_are_cast_are_refitted_in_their_own_type(bias):
+    torch.manual_seed(0)
+    model = Autocast(Residual(a=Attention(bias=bias)))
+    program, slim = without_head_1(model, "model.layers.a")
+    repaired = fxslim.repair(slim, program, batches(30), biases=True)
+    (done,) = fxslim.Report.of(repaired).refitted
+    assert done.weight == "model.layers.a.o.weight"
+    assert done.after < done.before
+    assert gap(repaired, model) < gap(slim, model)
+    assert {p.dtype for p in repaired.parameters()} == {torch.float32}
+    assert repaired.state_dict().keys() == slim.state_dict().keys()
+    changed = "model.layers.a.o.bias"
+    if bias:
+        assert not torch.equal(repaired.get_parameter(changed), slim.get_parameter(changed))
+
+
+@pytest.mark.parametrize("factor", [2, 0.5])
+def test_a_weight_that_is_scaled_stays_and_that_is_said(factor):
+    class Scaling(Attention):
+        def forward(self, x):
+            q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
+            context = self.core(q, k, v).transpose(1, 2).flatten(2)
+            return context @ (self.o.weight * factor).T
+
+    program, slim = without_head_1(Scaling(), "attention")
+    with pytest.warns(UserWarning, match=r"^fxslim.repair: nothing was refitted"):
+        repaired = fxslim.repair(slim, program, batches())
+    assert gap(repaired, slim) == 0
+
+
 class Scaled(nn.Module):
     """Flattened rows, a projection with a bias of its own, a scale a channel, a residual."""
 

@@ -226,7 +226,7 @@ def specs(draw) -> Spec:
     if not dynamic and draw(one_of(*[False] * 7, True)):
         calls.append(draw(st.sampled_from(calls)))
     return Spec(
-        width=draw(one_of(first.heads * first.value_dim, 6, 8)),
+        width=draw(one_of(max(first.heads * first.value_dim, 2), 6, 8)),  # one has no axis
         layers=tuple(layers),
         calls=tuple(calls),
         pool=draw(attention_specs("latents")) if draw(one_of(*[False] * 9, True)) else None,
