@@ -114,8 +114,8 @@ def bias_of(walk: Walk, product: Product, node: fx.Node) -> str | None:
 def _placed(walk: Walk, constant: fx.Node) -> tuple[fx.Node, torch.Tensor] | None:
     """The one parameter behind a value, and where in it each entry lies; None if it is computed.
 
-    An index is sent through the same operators. One that gives it back in another type casts, and
-    entries stay where they are.
+    Numbers of entries are sent through the same operators.  One that gives them back in another
+    type casts, and entries stay where they are.
     """
     if not walk.is_constant(constant):
         return None
@@ -126,20 +126,25 @@ def _placed(walk: Walk, constant: fx.Node) -> tuple[fx.Node, torch.Tensor] | Non
         return None
     (parameter,) = parameters
     values = walk.constant(parameter)
-    places = torch.arange(values.numel(), device=values.device).view(values.shape)
-    moved: dict[fx.Node, Any] = {parameter: places}
+    numbers = torch.arange(values.numel(), dtype=torch.float64, device=values.device)
+    moved: dict[fx.Node, Any] = {parameter: numbers.view(values.shape)}
     for node in (n for n in walk.nodes if n in before and n.op == "call_function"):
         source = next((n for n in node.all_input_nodes if n in moved), None)
-        if source is not None:
-            value = walk.constant(node, moved)
-            moved[node] = moved[source] if _is_floating(value) else value
+        if source is None:
+            continue
+        if any(_is_floating(walk.constant(n)) for n in node.all_input_nodes if n not in moved):
+            return None  # it is computed with something else
+        value = walk.constant(node, moved)
+        cast = isinstance(value, torch.Tensor) and value.dtype != numbers.dtype
+        moved[node] = moved[source] if cast else value
     found, actual = moved[constant], walk.constant(constant)
     if not isinstance(found, torch.Tensor) or found.shape != actual.shape:
         return None
-    if not ((found >= 0) & (found < values.numel())).all():
-        return None  # it is scaled by a whole number
-    same = torch.equal(values.flatten()[found].to(actual.dtype), actual)
-    return (parameter, found) if same else None
+    if not ((found == found.round()) & (found >= 0) & (found < values.numel())).all():
+        return None
+    places = found.long()
+    same = torch.equal(values.flatten()[places].to(actual.dtype), actual)
+    return (parameter, places) if same else None
 
 
 def _is_floating(value: object) -> bool:

@@ -93,15 +93,23 @@ def test_weights_that_are_cast_are_refitted_in_their_own_type(bias):
         assert not torch.equal(repaired.get_parameter(changed), slim.get_parameter(changed))
 
 
-@pytest.mark.parametrize("factor", [2, 0.5])
-def test_a_weight_that_is_scaled_stays_and_that_is_said(factor):
-    class Scaling(Attention):
+COMPUTED = {
+    "doubled": lambda w: w * 2,
+    "halved": lambda w: w * 0.5,
+    "standardised": lambda w: w - w.mean(0, keepdim=True),
+    "shifted": lambda w: w + torch.full_like(w, 0.1),
+}
+
+
+@pytest.mark.parametrize("how", COMPUTED)
+def test_a_weight_that_is_computed_stays_and_that_is_said(how):
+    class Computing(Attention):
         def forward(self, x):
             q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
             context = self.core(q, k, v).transpose(1, 2).flatten(2)
-            return context @ (self.o.weight * factor).T
+            return context @ COMPUTED[how](self.o.weight).T
 
-    program, slim = without_head_1(Scaling(), "attention")
+    program, slim = without_head_1(Computing(), "attention")
     with pytest.warns(UserWarning, match=r"^fxslim.repair: nothing was refitted"):
         repaired = fxslim.repair(slim, program, batches())
     assert gap(repaired, slim) == 0
