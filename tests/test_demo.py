@@ -27,12 +27,16 @@ def test_text_is_prose_and_comes_in_two_parts():
         assert text.endswith(".")
 
 
-def test_more_text_is_apart_from_what_judges_too():
-    _, held_out = demo.paragraphs()
-    many, same = demo.paragraphs(1000)
-    assert same == held_out
-    assert (len(many), len(set(many))) == (1000, 1000)
-    assert not set(many) & set(held_out)
+def test_more_text_is_apart_from_what_judges_too(tmp_path, monkeypatch):
+    prose = {name: f"{name} is {'a word and ' * 5}the end." for name in ("One", "Two", "Three")}
+    written = {"a.py": ["One"], "b.py": ["Two"], "folder/c.py": ["Two", "Three"], "test/d.py": []}
+    for name, texts in written.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        paragraphs = "\n\n".join(prose[text] for text in texts)
+        (tmp_path / name).write_text(f'"""{paragraphs}"""' if texts else "no Python")
+    monkeypatch.setattr(demo.sysconfig, "get_path", lambda name: tmp_path)
+    assert demo.paragraphs(1) == ([prose["One"]], [prose["Two"]])
+    assert demo.paragraphs(5) == ([prose["One"], prose["Three"]], [prose["Two"]])
 
 
 def test_without_the_package(monkeypatch):
