@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from fxslim.entries import bias_of, matrix_of, readers
 from fxslim.graph import arguments, attribute, set_argument, set_attribute, shape
 from fxslim.least_squares import Moments, fit
 from fxslim.matrices import Product, as_matrix
 from fxslim.padding import Told
 from fxslim.passes.base import infer_shapes
 from fxslim.progress import tracked
-from fxslim.uses import Use, bias_of, matrix_of, readers, use_of
+from fxslim.uses import Use, use_of
 from fxslim.walk import Call, Walk
 
 __all__ = ["Refitted", "refit"]

@@ -27,7 +27,7 @@ LossFn = Callable[[Any], torch.Tensor]
 """The loss of a model's output."""
 
 
-NO_BATCHES = "calibration has no batches"
+_NO_BATCHES = "calibration has no batches"
 
 
 def given(calibration: Iterable[Inputs] | None) -> Iterable[Inputs]:
@@ -55,7 +55,7 @@ def first(batches: Iterable[Inputs]) -> Inputs:
     """
     for batch in batches:
         return batch
-    raise ValueError(NO_BATCHES)
+    raise ValueError(_NO_BATCHES)
 
 
 def output_tensors(output: Any) -> list[torch.Tensor]:
@@ -82,7 +82,7 @@ def averages(totals: Mapping[str, torch.Tensor], count: torch.Tensor) -> dict[st
     """
     *sums, batches = reduce_sum(*totals.values(), count)
     if not batches:
-        raise ValueError(NO_BATCHES)
+        raise ValueError(_NO_BATCHES)
     return {name: value / batches for name, value in zip(totals, sums, strict=True)}
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
-from fxslim.follow import closure
 from fxslim.graph import is_tensor, moves, operator_name
-from fxslim.matrices import Product, as_matrix
+from fxslim.matrices import Product
 from fxslim.walk import Walk
 
-__all__ = ["Use", "bias_of", "matrix_of", "readers", "use_of"]
+__all__ = ["Use", "use_of"]
 
 
 @dataclass(frozen=True)
@@ -86,71 +84,6 @@ def _rearranges(
     return bool(torch.allclose(moved, result.double(), rtol=1e-4, atol=1e-6))
 
 
-def matrix_of(walk: Walk, product: Product, node: fx.Node) -> tuple[str, torch.Tensor] | None:
-    """The one parameter behind a product's weight, and where in it each entry of the matrix is."""
-    operand = node.all_input_nodes[product.weight]
-    found = _placed(walk, operand)
-    if found is None:
-        return None
-    parameter, places = found
-    if bool((places.flatten().sort().values.diff() == 0).any()):
-        return None
-    return str(parameter.target), as_matrix(places, product.weight_features).mT
-
-
-def bias_of(walk: Walk, product: Product, node: fx.Node) -> str | None:
-    """The parameter that the product adds, one number an output."""
-    inputs = node.all_input_nodes
-    others = [n for n in inputs if n not in (inputs[product.operand], inputs[product.weight])]
-    found = _placed(walk, others[0]) if len(others) == 1 else None
-    if found is None:
-        return None
-    parameter, places = found
-    outputs = tuple(node.meta["val"].shape[d] for d in product.outputs)
-    whole = torch.equal(places, torch.arange(places.numel(), device=places.device))
-    return str(parameter.target) if whole and tuple(places.shape) == outputs else None
-
-
-def _placed(walk: Walk, constant: fx.Node) -> tuple[fx.Node, torch.Tensor] | None:
-    """The one parameter behind a value, and where in it each entry lies; None if it is computed.
-
-    Numbers of entries are sent through the same operators.  One that gives them back in another
-    type casts, and entries stay where they are.
-    """
-    if not walk.is_constant(constant):
-        return None
-    before = set(closure([constant], lambda n: n.all_input_nodes))
-    read = [n for n in walk.nodes if n in before and n.op == "get_attr"]
-    parameters = [n for n in read if isinstance(walk.constant(n), nn.Parameter)]
-    if len(parameters) != 1:
-        return None
-    (parameter,) = parameters
-    values = walk.constant(parameter)
-    numbers = torch.arange(values.numel(), dtype=torch.float64, device=values.device)
-    moved: dict[fx.Node, Any] = {parameter: numbers.view(values.shape)}
-    for node in (n for n in walk.nodes if n in before and n.op == "call_function"):
-        source = next((n for n in node.all_input_nodes if n in moved), None)
-        if source is None:
-            continue
-        if any(_is_floating(walk.constant(n)) for n in node.all_input_nodes if n not in moved):
-            return None  # it is computed with something else
-        value = walk.constant(node, moved)
-        cast = isinstance(value, torch.Tensor) and value.dtype != numbers.dtype
-        moved[node] = moved[source] if cast else value
-    found, actual = moved[constant], walk.constant(constant)
-    if not isinstance(found, torch.Tensor) or found.shape != actual.shape:
-        return None
-    if not ((found == found.round()) & (found >= 0) & (found < values.numel())).all():
-        return None
-    places = found.long()
-    same = torch.equal(values.flatten()[places].to(actual.dtype), actual)
-    return (parameter, places) if same else None
-
-
-def _is_floating(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
 def use_of(walk: Walk, product: Product, node: fx.Node, dense: Mapping[str, fx.Node]) -> Use:
     """Follow the result to where it is added to something that is known by then."""
     chain: list[fx.Node] = []
@@ -172,14 +105,3 @@ def use_of(walk: Walk, product: Product, node: fx.Node, dense: Mapping[str, fx.N
         chain.append(user)
         last = user
     return Use(product, node, walk.place[node], (), None, same, same)
-
-
-def readers(walk: Walk) -> dict[int, set[fx.Node]]:
-    """For each tensor by its id, the nodes that it reaches through constants alone."""
-    found: dict[int, set[fx.Node]] = {}
-    for node in walk.nodes:
-        if node.op == "get_attr":
-            reached = closure([node], lambda n: n.users if walk.is_constant(n) else ())
-            ends = {n for n in reached if not walk.is_constant(n)}
-            found.setdefault(id(walk.constant(node)), set()).update(ends)
-    return found
