@@ -37,7 +37,6 @@ class Core:
         context: the nodes that sum probabilities times values over the key length.
         heads: the head axes, outer to inner.
         head_dim_factors: the factors of the probabilities that carry them.
-        shared_axes: the axes of the weights of keys and values, which query heads may share.
         projections: for query, key and value, (weight, product) pairs.
         ends: where the heads of the context are summed over.
         side: uses of operands that join in from the side and carry heads, with their ancestors.
@@ -50,7 +49,6 @@ class Core:
     heads: tuple[Axis, ...]
     head_dim_factors: Dim
     head_dim: int
-    shared_axes: frozenset[Axis]
     is_cross: bool
     projections: dict[str, list[tuple[fx.Node, fx.Node]]]
     ends: tuple[End, ...] = ()
@@ -117,12 +115,6 @@ class _Finder:
             heads=heads,
             head_dim_factors=_carrying(parts.probabilities, set(heads)),
             head_dim=head_dim_of(self.weights, parts),
-            shared_axes=frozenset(
-                axis
-                for role in ("key", "value")
-                for weight, _ in projections[role]
-                for axis in self.axis_map.axes(weight)
-            ),
             is_cross=self._is_cross(parts),
             projections=projections,
             ends=tuple(ends),
@@ -173,7 +165,6 @@ class _Finder:
             heads=single,
             head_dim_factors=single,
             head_dim=parts.head_dim,
-            shared_axes=frozenset(single),
             is_cross=self._is_cross(parts),
             projections=projections,
             ends=tuple(ends),

@@ -14,7 +14,7 @@ from fxslim.cores import Core, find_cores
 from fxslim.feed_forward import find_blocks
 from fxslim.parts import parts_of
 from fxslim.placed import Attention, Located
-from fxslim.selecting import ROLES, operands_of, read_beside, repeated, side_operands
+from fxslim.selecting import ROLES, block_mixed, operands_of, read_beside, repeated, side_operands
 from fxslim.site_builder import SiteBuilder
 from fxslim.sites import AttentionSite, FeedForwardSite, Unit
 from fxslim.weights import Weights
@@ -148,12 +148,13 @@ def _located(program: fx.GraphModule, select_at: dict[Use, Select]) -> tuple[Loc
         axis_map = analyse(program, select_at)
         weights = Weights(axis_map)
         cores = find_cores(axis_map, weights)
+        block_mixed(axis_map, weights, cores)
         new = side_operands(axis_map, cores) - select_at.keys()
         if not new:
             break
         select_at.update(dict.fromkeys(new, Select()))
     groups = _by_output(cores)
-    attentions = [SiteBuilder(axis_map, weights, group, cores).build() for group in groups]
+    attentions = [SiteBuilder(axis_map, weights, group).build() for group in groups]
     return Located(axis_map, tuple(_couple(_number(attentions)))), cores
 
 

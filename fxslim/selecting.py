@@ -11,14 +11,15 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap, Select, Use
-from fxslim.axes import Axis, leaves, resolve
+from fxslim.axes import Axis, Block, block, leaves, resolve
 from fxslim.calls import Contraction
 from fxslim.cores import Core
 from fxslim.follow import closure
 from fxslim.placed import Attention
 from fxslim.positions import coordinates
+from fxslim.weights import Weights
 
-__all__ = ["ROLES", "operands_of", "read_beside", "repeated", "side_operands"]
+__all__ = ["ROLES", "block_mixed", "operands_of", "read_beside", "repeated", "side_operands"]
 
 Roles = tuple[str, ...]
 
@@ -26,6 +27,17 @@ ROLES: tuple[Roles, ...] = (
     ("query",), ("key",), ("value",), ("query", "key"), ("query", "value"), ("key", "value"),
 )  # fmt: skip
 """From which operands an attention may select its heads, fewest first."""
+
+
+def block_mixed(axis_map: AxisMap, weights: Weights, cores: Sequence[Core]) -> None:
+    """Block the head axes that something else than an output projection sums over."""
+    ends = {(node, c.operand, c.dimension) for core in cores for node, c in core.ends}
+    heads = {leaf for core in cores for leaf in core.heads}
+    for node, contractions in axis_map.contractions.items():
+        why = Block("mixes the heads before their context is complete", node.name)
+        for c in contractions:
+            if not weights.is_weight(c.operand) and (node, c.operand, c.dimension) not in ends:
+                block(tuple(heads.intersection(leaves(c.dim))), why)
 
 
 def side_operands(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:

@@ -9,7 +9,7 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap
-from fxslim.axes import Axis, leaves
+from fxslim.axes import Axis, Dim, leaves
 from fxslim.cores import Core
 from fxslim.parts import full_name
 from fxslim.placed import Attention, Head, positions_along
@@ -24,14 +24,12 @@ __all__ = ["SiteBuilder", "blocked_by"]
 class SiteBuilder:
     """Turns the cores of one attention into a site."""
 
-    def __init__(
-        self, axis_map: AxisMap, weights: Weights, cores: Sequence[Core], all_cores: Sequence[Core]
-    ) -> None:
+    def __init__(self, axis_map: AxisMap, weights: Weights, cores: Sequence[Core]) -> None:
         self.axis_map = axis_map
         self.weights = weights
         self.cores = cores
-        self.all_cores = all_cores
         self.leaves = list(dict.fromkeys(leaf for core in cores for leaf in core.heads))
+        self.carried = self._carried()
         self.heads = self._heads()
         self.partial: list[fx.Node] = []
         ends = {(node, c.operand, c.dimension): c for core in cores for node, c in core.ends}
@@ -83,9 +81,21 @@ class SiteBuilder:
 
     def _unit(self, head: Head) -> Axis:
         """The axis along which a head is removed: the one its KV head has too, if that is free."""
-        carried = {leaf for core in self.cores for leaf in core.shared_axes}
         free = [axis for axis in head if not axis.block]
-        return max(free, key=lambda axis: (axis in carried, axis.size))
+        return max(free, key=lambda axis: (axis in self.carried, axis.size))
+
+    def _carried(self) -> set[Axis]:
+        """The head axes that all weights of keys and values have: query heads may share them."""
+        roles = [core.projections[role] for core in self.cores for role in ("key", "value")]
+        weights = {weight for pairs in roles for weight, _ in pairs}
+        dims = [dim for weight in weights for dim in self.axis_map.of(weight)]
+        found = [set(_shared(carried, dim)) for dim in dims if (carried := self._leaves_in(dim))]
+        return set.intersection(*found) if found else set()
+
+    def _leaves_in(self, dim: Dim) -> list[Axis]:
+        """The head axes that a dimension carries."""
+        found = set(leaves(dim))
+        return [leaf for leaf in self.leaves if leaf in found]
 
     def _within(self, units: Sequence[Axis]) -> Axis | None:
         """The axis of the query heads within a KV group, if each group can keep others."""
@@ -117,19 +127,6 @@ class SiteBuilder:
                 return f"{graph.user_name(node)} sums over the heads without a weight"
         if self.partial:
             return f"{self.partial[0].target} does not have as many positions for every head"
-        return self._summed_elsewhere()
-
-    def _summed_elsewhere(self) -> str:
-        known = {(n, c.operand, c.dimension) for core in self.all_cores for n, c in core.ends}
-        units = {self._unit(head) for head in self.heads}
-        for node, contractions in self.axis_map.contractions.items():
-            for c in contractions:
-                if self.weights.is_weight(c.operand) or not units & set(leaves(c.dim)):
-                    continue
-                if (node, c.operand, c.dimension) not in known:
-                    return (
-                        f"{graph.user_name(node)} mixes the heads before their context is complete"
-                    )
         return ""
 
     # -------------------------------------------------------------------------------- projections
@@ -156,7 +153,7 @@ class SiteBuilder:
         """`weight` as a projection: of every head's own positions, or of those that heads share."""
         bias = None if summing else self.weights.bias_of(user, weight)
         for position, dim in enumerate(self.axis_map.of(weight)):
-            carried = [leaf for leaf in self.leaves if leaf in set(leaves(dim))]
+            carried = self._leaves_in(dim)
             if carried:
                 shared = carried if own else _shared(carried, dim)
                 others = [leaf for leaf in carried if leaf not in shared]
@@ -214,7 +211,7 @@ def _along(core: Core, leaf: Axis) -> list[int]:
     return coordinates(core.head_dim_factors, leaf)
 
 
-def _shared(carried: Sequence[Axis], dim: tuple[Axis, ...]) -> Sequence[Axis]:
+def _shared(carried: Sequence[Axis], dim: Dim) -> Sequence[Axis]:
     """The leaves that a fused weight's keys carry: fewer than its queries, if those are grouped."""
     columns = zip(*(coordinates(dim, leaf) for leaf in carried), strict=True)
     kinds = {tuple(at for at, c in enumerate(place) if c >= 0) for place in columns}

@@ -183,18 +183,22 @@ def test_query_heads_go_with_their_kv_head(name, units):
         assert (site.kind, site.num_kv_heads, site.unit) == ("gqa", 2, units)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (6, 3), (8, 4)])
-def test_the_unit_is_the_group_whichever_is_larger(heads, kv_heads):
+def test_the_unit_is_the_group_whichever_is_larger(heads, kv_heads, fused):
+    widths = [n * HEAD_DIM for n in (heads, kv_heads, kv_heads)]
+
     class Grouped(nn.Module):
         def __init__(self):
             super().__init__()
-            self.q = nn.Linear(WIDTH, heads * HEAD_DIM)
-            self.kv = nn.ModuleList(nn.Linear(WIDTH, kv_heads * HEAD_DIM) for _ in range(2))
+            columns = [sum(widths)] if fused else widths
+            self.qkv = nn.ModuleList(nn.Linear(WIDTH, n) for n in columns)
             self.o = nn.Linear(heads * HEAD_DIM, WIDTH)
 
         def forward(self, x):
-            k, v = (split(linear(x)) for linear in self.kv)
-            return self.o(merge(grouped_core(split(self.q(x)), k, v)))
+            x = torch.cat([linear(x) for linear in self.qkv], -1)
+            q, k, v = map(split, x.split(widths, -1))
+            return self.o(merge(grouped_core(q, k, v)))
 
     (site,) = sites_of(Grouped())
     assert len(site.unit) == kv_heads

@@ -191,6 +191,29 @@ def test_grouped_heads_are_selected_so_that_their_keys_and_values_go_too():
     assert slim.get_parameter("v.weight").shape == (HEAD_DIM, WIDTH)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_query_heads_go_where_a_layer_needs_all_values(kv_heads):
+    """As many of each group, so that keys and values stay; nothing has to be selected."""
+
+    class OverValues(Attention):
+        def __init__(self):
+            super().__init__(kv_heads=kv_heads, core=grouped_core)
+            self.over_v = nn.Linear(kv_heads * HEAD_DIM, WIDTH)
+
+        def forward(self, x):
+            q, k, v = self.heads(x)
+            return self.o(merge(self.core(q, k, v))) * self.over_v(merge(v)).sigmoid()
+
+    program = fxslim.capture(OverValues(), example())
+    (site,) = fxslim.find_attention(program)
+    groups = range(0, HEADS, HEADS // kv_heads)
+    assert site.unit == tuple(tuple(g + n for g in groups) for n in range(HEADS // kv_heads))
+    slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: list(site.unit[1])}, 0.5))
+    assert slim.get_parameter("q.weight").shape == (len(groups) * HEAD_DIM, WIDTH)
+    assert slim.get_parameter("v.weight").shape == program.get_parameter("v.weight").shape
+    assert "index_select" not in slim.code
+
+
 def test_layers_that_select_other_heads_of_one_bias_are_pruned_again():
     """The runs that they select overlap by one head: the bias is no sum of such pieces."""
 
