@@ -30,25 +30,28 @@ class OutputFisher:
     go is, to second order, the sum of ``matrix`` over the pairs of them.  Its expectation over
     random signs v is that of (vᵀ ∂outputs/∂mask)², one backward pass a draw (Hutchinson 1989).
 
-    With `compensated` only that part of a head's context counts which a linear function of the
-    other heads' contexts of its layer cannot make up for: what is lost after the output projection
-    is refitted (`fxslim.repair`).  The scores come without the matrix then: of two heads that make
-    up for each other, each alone costs little and both much, which sums over pairs do not say.
-    Nor is there a matrix of more than 4,096 heads and channels.
+    With `compensated` only that part of a head's context counts which a bias and a linear function
+    of the other heads' contexts of its layer cannot make up for: what is lost after the output
+    projection is refitted (`fxslim.repair`).  Others go, too, so they are counted on as if each
+    went with probability `dropped`: then the regression is one with a ridge, which is
+    `dropped` / (1 − `dropped`) times each head's own covariance (Wager et al. 2013).  The scores
+    come without the matrix: of two heads that make up for each other, each alone costs little and
+    both much, which sums over pairs do not say.  Nor is there a matrix of more than 4,096 heads and
+    channels.
 
     Attributes:
         compensated: count what is left to lose after repair, which takes a second pass over the
             data.
         draws: random projections of every batch's outputs.
         seed: of the random signs.
-        ridge: strength of the regression on the other heads, as a share of their mean square.
+        dropped: the share of other heads that is not counted on, in [0, 1).
         needs_calibration: without batches it cannot score.
     """
 
     compensated: bool = False
     draws: int = 2
     seed: int = 0
-    ridge: float = 1e-3
+    dropped: float = 0.9
     needs_calibration: ClassVar[bool] = True
 
     def score(
@@ -95,7 +98,7 @@ class OutputFisher:
                 for covariance in moments.values():
                     covariance.add(told)
         units = {site.name: site.unit for site in sites}
-        return {p: m.lost(units[p.context.site], self.ridge) for p, m in moments.items()}
+        return {p: m.lost(units[p.context.site], self.dropped) for p, m in moments.items()}
 
 
 class _Covariance:
@@ -111,22 +114,23 @@ class _Covariance:
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         self._sums = self._sums.to(rows.device) + rows.mT @ rows
 
-    def lost(self, units: Sequence[Sequence[int]], ridge: float) -> _Lost:
-        """The residual of each unit's features, given all features of other units."""
+    def lost(self, units: Sequence[Sequence[int]], dropped: float) -> _Lost:
+        """The residual of each unit's features, given a share of those of all other units."""
         (sums,) = reduce_sum(self._sums)
         mean = sums[-1, :-1] / sums[-1, -1]
         covariance = sums[:-1, :-1] / sums[-1, -1] - torch.outer(mean, mean)
-        system = covariance.clone()
-        system.diagonal().add_(ridge * covariance.diagonal().mean() + torch.finfo().tiny)
-        precision = torch.linalg.inv(system)
         heads = self._probe.context.heads.to(mean.device)
+        own = covariance.where(heads[:, None] == heads, 0)
+        system = covariance + dropped / (1 - dropped) * own
+        system.diagonal().add_(_LEAST * covariance.diagonal().mean() + torch.finfo().tiny)
+        precision = torch.linalg.inv(system)
         if len(units) == len(heads):  # channels, one feature each
             return _Lost(mean.float(), (precision / precision.diagonal()[:, None]).float())
         residual = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
         for unit in units:
-            own = torch.isin(heads, torch.tensor(unit, device=heads.device)).nonzero().flatten()
-            if len(own):  # y − E[y | rest] is Λ⁻¹ᵧᵧ Λᵧ (all), with the precision Λ
-                residual[own] = torch.linalg.solve(precision[own][:, own], precision[own])
+            rows = torch.isin(heads, torch.tensor(unit, device=heads.device)).nonzero().flatten()
+            if len(rows):  # y − E[y | rest] is Λ⁻¹ᵧᵧ Λᵧ (all), with the precision Λ
+                residual[rows] = torch.linalg.solve(precision[rows][:, rows], precision[rows])
         return _Lost(mean.float(), residual.float())
 
 
@@ -214,6 +218,9 @@ class _Jacobian:
         matrix = None if pairs is None else (pairs + pairs.mT) / 2
         return Scores(zip(names, scores, strict=True), matrix)
 
+
+_LEAST = 1e-3
+"""The least ridge, as a share of the features' mean square: heads may be the same."""
 
 _MOST_PAIRS = 4096
 """With more heads and channels than this, the matrix of their pairs would be too large."""

@@ -63,10 +63,23 @@ def test_a_head_that_another_doubles_is_nothing_to_lose_after_repair():
     torch.manual_seed(0)
     masked = masked_of(double_a_head(Attention()))
     plain = fxslim.score(masked, "output_fisher", batches())["attention"]
-    left = fxslim.score(masked, "compensated_fisher", batches())["attention"]
+    left = _compensated(masked, dropped=0.0)
     assert (plain > 0.01 * plain.max()).all()
     assert (left[:2] < 1e-3 * plain[:2]).all()
     assert (left[2:] > 1e-2 * plain[2:]).all()
+
+
+def test_the_less_the_others_are_counted_on_the_more_is_lost():
+    torch.manual_seed(0)
+    masked = masked_of(double_a_head(Attention()))
+    lost = [_compensated(masked, dropped)[:2].sum() for dropped in (0.0, 0.5, 0.9)]
+    assert lost == sorted(lost)
+    assert lost[1] / lost[2] == pytest.approx((0.5 / 0.9) ** 2, rel=0.1)
+
+
+def _compensated(masked, dropped):
+    criterion = OutputFisher(compensated=True, dropped=dropped)
+    return fxslim.score(masked, criterion, batches())["attention"]
 
 
 def test_a_group_is_not_made_up_for_by_its_own_heads():
