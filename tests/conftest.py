@@ -1,5 +1,6 @@
 """What every test runs under: no network, one thread a worker, a fixed seed, no deadlines."""
 
+import gc
 import os
 
 import pytest
@@ -16,6 +17,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 settings.register_profile("fxslim", settings.default, deadline=None)
 settings.register_profile("fuzz", settings.default, deadline=None, max_examples=2000)
 settings.load_profile("fxslim")
+
+
+def pytest_collection_finish():
+    """What imports made is never garbage, and torch's is much: do not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
