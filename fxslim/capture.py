@@ -7,7 +7,7 @@ import functools
 import inspect
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.compiler import set_stance
 from torch.utils import _pytree as pytree
 
+from fxslim.differences import largest_difference, outputs_of
 from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.exporting import (
@@ -27,7 +28,7 @@ from fxslim.exporting import (
 )
 from fxslim.graph import fixed_size
 from fxslim.tidying import tidied
-from fxslim.undisturbed import buffers_kept, in_eval_mode
+from fxslim.undisturbed import in_eval_mode
 
 __all__ = [
     "capture",
@@ -56,6 +57,8 @@ def capture(
     Returns:
         A `GraphModule` called as the model is.  ``program.meta["capture"]`` lists what was decided
         on the way; anything less than asked for is also a warning.
+
+    Warns where the program computes something else of the example than the model did.
 
     Raises:
         TypeError: `model` is no module, or the inputs are no tensors.
@@ -110,7 +113,7 @@ def capture_call(
             notes.append(
                 "called with use_cache=False: cached keys and values would be graph outputs"
             )
-        _call_once(callee, args, kwargs)
+        expected = _call_once(callee, args, kwargs)
         callee = _with_names(callee, kwargs)
         exported = export(callee, args, kwargs, dynamic, notes, by_values=by_values)
     program = tidied(exported, model)
@@ -121,6 +124,7 @@ def capture_call(
     for note in notes:
         if note == BY_VALUES or note.startswith("static"):
             warnings.warn(f"fxslim.capture: {note}", stacklevel=3)
+    _compare(program, expected)
     return program
 
 
@@ -189,24 +193,47 @@ def _with_forward(model: nn.Module, forward: Callable[..., Any]) -> nn.Module:
     return other
 
 
-def _call_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _call_once(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[torch.Tensor]:
     """Call a model as it is first, so that what it computes once and keeps is not made by tracing.
 
     A function with a cache would hand fake tensors to its next caller.  A model that is given what
-    it may change (a key-value cache) is not called.
+    it may change (a key-value cache) is not called; it and one that fails have no outputs.
     """
     plain = (torch.Tensor, int, float, str, type(None))
     if not all(isinstance(x, plain) for x in pytree.tree_leaves((args, kwargs))):
-        return
+        return []
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(devices=[]),
-        set_stance("force_eager"),
-        buffers_kept(model),
-        suppress(Exception),  # export meets it again, and its reason is what users are told
-    ):
-        model(*args, **kwargs)
+    with set_stance("force_eager"), suppress(Exception):
+        return outputs_of(model, args, kwargs)
+    return []  # export meets what failed again, and its reason is what users are told
+
+
+def _compare(program: fx.GraphModule, expected: Sequence[torch.Tensor]) -> None:
+    """Warn where a program computes something else of the example than the model did.
+
+    Raises:
+        CaptureError: it does not run on the example that it was captured with.
+    """
+    if not expected or any(tensor.is_meta for tensor in expected):
+        return
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, program.meta["example_inputs"])
+    try:
+        got = outputs_of(program, args, kwargs)
+    except RuntimeError as error:
+        raise CaptureError(f"the program does not run on its own example: {error}") from error
+    for one, other in zip(expected, got, strict=False):
+        difference, allowed = largest_difference(one, other)
+        if not difference <= allowed:
+            warnings.warn(
+                "fxslim.capture: the program's outputs differ from the model's by "
+                f"{difference:.3g} (rounding allows {allowed:.3g}): traced, the model's code does "
+                "something else, such as building a mask that it leaves out otherwise; another "
+                "implementation of its attention may not",
+                stacklevel=4,
+            )
+            return
 
 
 @contextmanager

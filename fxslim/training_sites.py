@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fxslim.capture import without_cache
 from fxslim.compile import check_prunable
+from fxslim.differences import largest_difference, outputs_of
 from fxslim.errors import UnsupportedSite
 from fxslim.examples import Inputs
 from fxslim.locate import find_attention, find_feed_forward
@@ -28,7 +29,6 @@ from fxslim.sites import AttentionSite, FeedForwardSite, Site
 from fxslim.steps import insert_head_masks
 from fxslim.training_masks import HeadMasks, masks_of, owner_of
 from fxslim.undisturbed import in_eval_mode
-from fxslim.verify import largest_difference, outputs_of
 
 __all__ = ["bare", "check_whole", "evaluating", "training_sites"]
 

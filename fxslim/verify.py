@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
+from fxslim.differences import largest_difference, outputs_of
 from fxslim.errors import VerificationError
 from fxslim.examples import Inputs, as_inputs
 from fxslim.masks import head_masks, restored, set_masks
@@ -20,12 +20,9 @@ from fxslim.program import flat_inputs
 from fxslim.sites import Site
 from fxslim.undisturbed import buffers_kept, seeded
 
-__all__ = ["largest_difference", "outputs_of", "verify"]
+__all__ = ["verify"]
 
 _Given = tuple[tuple[Any, ...], dict[str, Any]]
-
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""The largest difference that counts as rounding, relative to the largest value of the output."""
 
 
 def verify(
@@ -75,35 +72,6 @@ def _compare(
             )
         worst = max(worst, difference)
     return worst
-
-
-def outputs_of(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[torch.Tensor]:
-    """The tensors that a call returns, whatever holds them; with the same noise each time."""
-    with torch.no_grad(), seeded(), buffers_kept(module):
-        output = module(*args, **kwargs)
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-
-
-def largest_difference(expected: torch.Tensor, got: torch.Tensor) -> tuple[float, float]:
-    """The largest difference of two tensors, and the largest that is rounding."""
-    if expected.shape != got.shape:
-        return float("inf"), 0.0
-    if not expected.numel():
-        return 0.0, 0.0
-    share = _ROUNDING.get(expected.dtype, 0.0)
-    a, b = (_comparable(t) for t in (expected, got))
-    both = a.isfinite() & b.isfinite()
-    if not torch.equal(a.nan_to_num()[~both], b.nan_to_num()[~both]):
-        return float("inf"), 0.0
-    difference = (a - b)[both].abs()
-    scale = a[both].abs().max().item() if both.any() else 0.0
-    return (difference.max().item() if both.any() else 0.0), share * max(scale, 1e-3)
-
-
-def _comparable(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_real(tensor).double() if tensor.is_complex() else tensor.double()
 
 
 def _quiet(program: nn.Module) -> nn.Module:

@@ -786,3 +786,13 @@ def test_what_is_nearly_a_softmax_stays_what_it_is(way):
     program = fxslim.capture(model, x)
     torch.testing.assert_close(program(x), model(x))
     assert not program.graph.find_nodes(op="call_function", target=torch.ops.aten.softmax.int)
+
+
+def test_a_model_that_does_something_else_when_it_is_traced_is_told_from_its_program():
+    class Other(Attention):
+        def forward(self, x):
+            y = super().forward(x)
+            return 2 * y if torch.compiler.is_compiling() else y
+
+    with pytest.warns(UserWarning, match="outputs differ from the model's by .* traced, the"):
+        fxslim.capture(Other(), example())
