@@ -5,9 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import fx, nn
+from torch._subclasses import meta_utils
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
@@ -70,10 +72,21 @@ def export(
     """
     if not by_values:
         return _export(model, args, kwargs, dynamic, notes)
-    with torch._functorch.config.patch(fake_tensor_propagate_real_tensors=True):
+    propagated = torch._functorch.config.patch(fake_tensor_propagate_real_tensors=True)
+    with propagated, mock.patch.object(meta_utils, "_safe_copy", _copy_values, create=True):
         exported = _export(model, args, kwargs, dynamic, notes)
     notes.insert(0, BY_VALUES)
     return exported
+
+
+def _copy_values(target: torch.Tensor, source: torch.Tensor | None) -> None:
+    """Copy what is a plain tensor, or a parameter.
+
+    PyTorch 2.13 leaves the real values of parameters unset, so that sides were taken by chance.
+    """
+    plain = None if source is None else source.detach()
+    if type(plain) is torch.Tensor:
+        target.copy_(plain)
 
 
 def branches_on_values(error: CaptureError) -> bool:

@@ -796,3 +796,16 @@ def test_a_model_that_does_something_else_when_it_is_traced_is_told_from_its_pro
 
     with pytest.warns(UserWarning, match="outputs differ from the model's by .* traced, the"):
         fxslim.capture(Other(), example())
+
+
+@pytest.mark.filterwarnings("ignore:fxslim.capture. the model branches on values:UserWarning")
+@pytest.mark.parametrize("seed", range(3))
+def test_the_side_of_a_branch_is_that_of_what_the_weights_make_of_the_example(seed):
+    class Branching(Attention):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if y.sum() < 1e6 else 2 * y
+
+    torch.manual_seed(seed)
+    model, x = Branching(), example()
+    torch.testing.assert_close(fxslim.capture(model, x)(x), model(x))
