@@ -183,21 +183,23 @@ def test_query_heads_go_with_their_kv_head(name, units):
         assert (site.kind, site.num_kv_heads, site.unit) == ("gqa", 2, units)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("form", ["separate", "concatenated", "fused"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (6, 3), (8, 4)])
-def test_the_unit_is_the_group_whichever_is_larger(heads, kv_heads, fused):
+def test_the_unit_is_the_group_whichever_is_larger(heads, kv_heads, form):
     widths = [n * HEAD_DIM for n in (heads, kv_heads, kv_heads)]
 
     class Grouped(nn.Module):
         def __init__(self):
             super().__init__()
-            columns = [sum(widths)] if fused else widths
+            columns = [sum(widths)] if form == "fused" else widths
             self.qkv = nn.ModuleList(nn.Linear(WIDTH, n) for n in columns)
             self.o = nn.Linear(heads * HEAD_DIM, WIDTH)
 
         def forward(self, x):
-            x = torch.cat([linear(x) for linear in self.qkv], -1)
-            q, k, v = map(split, x.split(widths, -1))
+            made = [linear(x) for linear in self.qkv]
+            if form != "separate":
+                made = torch.cat(made, -1).split(widths, -1)
+            q, k, v = map(split, made)
             return self.o(merge(grouped_core(q, k, v)))
 
     (site,) = sites_of(Grouped())

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fxslim
+from fxslim.fisher import OutputFisher
 from tests.models import HEAD_DIM, WIDTH, Attention, Residual, example, split
 from tests.test_matrices import WRITTEN, Written
 
@@ -255,6 +256,9 @@ def test_compile_repairs_where_it_is_given_data():
     plain = fxslim.compile(model, plan=report.plan, calibration=batches(), repair=False)
     assert not fxslim.Report.of(plain).refitted
     assert gap(slim, model) < gap(plain, model)
+    doubles = OutputFisher(compensated=True, dropped=0.0)
+    exact = fxslim.compile(model, 0.25, calibration=batches(), criterion=doubles, repair=True)
+    assert gap(exact, model) < 1e-4
     named = fxslim.compile(model, 0.25, example(), calibration=batches(), criterion="output_fisher")
     assert not fxslim.Report.of(named).refitted
 
