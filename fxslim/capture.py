@@ -223,17 +223,27 @@ def _compare(program: fx.GraphModule, expected: Sequence[torch.Tensor]) -> None:
         got = outputs_of(program, args, kwargs)
     except RuntimeError as error:
         raise CaptureError(f"the program does not run on its own example: {error}") from error
-    for one, other in zip(expected, got, strict=False):
+    if how := _difference(expected, got):
+        warnings.warn(
+            f"fxslim.capture: {how}: traced, the model's code does something else, such as "
+            "building a mask that it leaves out otherwise; another implementation of its attention "
+            "may not",
+            stacklevel=4,
+        )
+
+
+def _difference(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> str:
+    """How a program's outputs differ from the model's by more than rounding, if they do."""
+    if len(expected) != len(got):
+        return f"the program returns {len(got)} tensors, the model {len(expected)}"
+    for one, other in zip(expected, got, strict=True):
         difference, allowed = largest_difference(one, other)
         if not difference <= allowed:
-            warnings.warn(
-                "fxslim.capture: the program's outputs differ from the model's by "
-                f"{difference:.3g} (rounding allows {allowed:.3g}): traced, the model's code does "
-                "something else, such as building a mask that it leaves out otherwise; another "
-                "implementation of its attention may not",
-                stacklevel=4,
+            return (
+                f"the program's outputs differ from the model's by {difference:.3g} "
+                f"(rounding allows {allowed:.3g})"
             )
-            return
+    return ""
 
 
 @contextmanager

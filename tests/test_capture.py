@@ -788,13 +788,20 @@ def test_what_is_nearly_a_softmax_stays_what_it_is(way):
     assert not program.graph.find_nodes(op="call_function", target=torch.ops.aten.softmax.int)
 
 
-def test_a_model_that_does_something_else_when_it_is_traced_is_told_from_its_program():
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (lambda y: 2 * y, "the program's outputs differ from the model's by .* traced, the"),
+        (lambda y: (y, y), "the program returns 2 tensors, the model 1: traced, the"),
+    ],
+)
+def test_a_model_that_does_something_else_when_it_is_traced_is_told_from_its_program(other, told):
     class Other(Attention):
         def forward(self, x):
             y = super().forward(x)
-            return 2 * y if torch.compiler.is_compiling() else y
+            return other(y) if torch.compiler.is_compiling() else y
 
-    with pytest.warns(UserWarning, match="outputs differ from the model's by .* traced, the"):
+    with pytest.warns(UserWarning, match=told):
         fxslim.capture(Other(), example())
 
 

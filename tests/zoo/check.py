@@ -18,19 +18,19 @@ from tests.zoo.cores import count_cores
 from tests.zoo.entries import load
 from tests.zoo.reference import (
     NO_DIFFERENCE,
+    TOLERANCE,
     Call,
     Difference,
     call_of,
     compare,
+    dense_of,
     without_heads,
 )
 from tests.zoo.resizing import resized
 
-__all__ = ["FAILURES", "SPARSITY", "TOLERANCE", "Result", "check"]
+__all__ = ["FAILURES", "SPARSITY", "Result", "check"]
 
 SPARSITY = 0.5
-TOLERANCE = 1e-4
-"""Of the relative difference; a head too many or too few is far above it, rounding far below."""
 
 FAILURES = ("wrong", "error", "crash", "timeout")
 """The statuses that are the library's fault, whatever the model."""
@@ -129,14 +129,12 @@ def _compare(
     result: Result, model: nn.Module, program: fx.GraphModule, slim: fx.GraphModule, call: Call
 ) -> None:
     done: Any = slim.meta["fxslim"]
-    dense: nn.Module = model
-    expected = call.on(dense)
-    if compare(call.on(program), expected).relative > TOLERANCE:
-        dense, expected = program, call.on(program)
+    dense = dense_of(program, model, call)
+    if dense is program:
         result.detail = "compared with the captured program, which differs from the eager model"
     reference = without_heads(dense, done.sites, done.plan.kept)
     masked = call.on(reference)
-    result.effect = compare(masked, expected).relative
+    result.effect = compare(masked, call.on(dense)).relative
     result.difference = compare(call.on(slim), masked)
     result.shapes = ["example"]
     for label, other in resized(program, call).items():

@@ -11,7 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Call", "Difference", "call_of", "compare", "without_heads"]
+__all__ = ["TOLERANCE", "Call", "Difference", "call_of", "compare", "dense_of", "without_heads"]
+
+TOLERANCE = 1e-4
+"""Of the relative difference; a head too many or too few is far above it, rounding far below."""
 
 
 class ProjectionLike(Protocol):
@@ -61,6 +64,14 @@ def _tensors(value: object) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
+
+
+def dense_of(program: nn.Module, model: nn.Module, call: Call) -> nn.Module:
+    """The model to compare with: the program itself where capture warned that it differs.
+
+    Traced, transformers' masks are built where its SDPA leaves them out.
+    """
+    return model if compare(call.on(program), call.on(model)).relative <= TOLERANCE else program
 
 
 def without_heads(
