@@ -9,8 +9,8 @@ from dataclasses import replace
 from torch import fx, nn
 
 from fxslim.analysis import Select, Use, analyse
-from fxslim.axes import Axis
 from fxslim.cores import Core, find_cores
+from fxslim.coupling import agreed, coupled
 from fxslim.feed_forward import find_blocks
 from fxslim.parts import parts_of
 from fxslim.placed import Attention, Located
@@ -74,9 +74,7 @@ def locate(program: fx.GraphModule, *, unit: Unit = "group", feed_forward: bool 
 def _attentions(program: fx.GraphModule, unit: Unit) -> tuple[Located, list[Core]]:
     """Every attention, selecting from shared side operands where sites would be coupled."""
     select_at: dict[Use, Select] = {}
-    located, cores = _located(program, select_at)
-    if not all(site.prunable for site in located.sites):
-        located, cores = _freed(program, located, cores, select_at)
+    located, cores = _separated(program, select_at)
     if unit != "any":
         return located, cores
     places = {
@@ -86,9 +84,17 @@ def _attentions(program: fx.GraphModule, unit: Unit) -> tuple[Located, list[Core
     }
     if not places:
         return located, cores
-    single, cores = _located(program, select_at | places)
+    single, cores = _separated(program, select_at | places)
     attentions = map(_as_grouped, single.attentions, located.attentions)
     return Located(single.axis_map, tuple(attentions)), cores
+
+
+def _separated(program: fx.GraphModule, select_at: dict[Use, Select]) -> tuple[Located, list[Core]]:
+    """The attentions, as many of them prunable as selecting makes; `select_at` gets the uses."""
+    located, cores = _located(program, select_at)
+    if all(site.prunable for site in located.sites):
+        return located, cores
+    return _freed(program, located, cores, select_at)
 
 
 def _freed(
@@ -130,14 +136,15 @@ def _as_projected(attention: Attention, before: AttentionSite | None) -> Attenti
     site = attention.site
     if before is None or not site.prunable or site.num_heads != before.num_heads:
         return attention
+    grouped = before if before.key or before.value else site
     site = replace(
-        attention.site,
-        kind=before.kind,
+        site,
+        kind=grouped.kind,
         is_cross=before.is_cross,
-        num_kv_heads=before.num_kv_heads,
+        num_kv_heads=grouped.num_kv_heads,
         query=before.query,
-        key=before.key,
-        value=before.value,
+        key=grouped.key,
+        value=grouped.value,
     )
     return replace(attention, site=site)
 
@@ -154,8 +161,8 @@ def _located(program: fx.GraphModule, select_at: dict[Use, Select]) -> tuple[Loc
             break
         select_at.update(dict.fromkeys(new, Select()))
     groups = _by_output(cores)
-    attentions = [SiteBuilder(axis_map, weights, group).build() for group in groups]
-    return Located(axis_map, tuple(_couple(_number(attentions)))), cores
+    builders = [SiteBuilder(axis_map, weights, group) for group in groups]
+    return Located(axis_map, tuple(coupled(_number(agreed(builders))))), cores
 
 
 def _as_grouped(single: Attention, grouped: Attention) -> Attention:
@@ -207,18 +214,4 @@ def _number(attentions: Sequence[Attention]) -> list[Attention]:
         if seen[name] > 1:
             name = f"{name}@{seen[name]}"
         out.append(replace(attention, site=replace(attention.site, name=name)))
-    return out
-
-
-def _couple(attentions: Sequence[Attention]) -> list[Attention]:
-    """Tell each site which others are cut along the same axis."""
-    users: dict[Axis, list[str]] = {}
-    for attention in attentions:
-        for axis in dict.fromkeys(attention.units):
-            users.setdefault(axis, []).append(attention.site.name)
-    out = []
-    for attention in attentions:
-        names = [n for axis in dict.fromkeys(attention.units) for n in users[axis]]
-        others = tuple(n for n in dict.fromkeys(names) if n != attention.site.name)
-        out.append(replace(attention, site=replace(attention.site, coupled=others)))
     return out

@@ -127,11 +127,14 @@ def _check_units(site: Site, kept: Sequence[int]) -> None:
 
 
 def _check_coupled(chosen: PruningPlan, site: Site, by_name: Mapping[str, Site]) -> None:
+    """The same units stay; of units with as many heads, the same of these."""
     kept = _kept_places(site, chosen)
-    for other in site.coupled:
-        if _kept_places(by_name[other], chosen) != kept:
+    for other in (by_name[name] for name in site.coupled):
+        theirs = _kept_places(other, chosen)
+        alike = list(map(len, site.unit)) == list(map(len, other.unit))
+        if kept != theirs if alike else list(map(bool, kept)) != list(map(bool, theirs)):
             raise PlanError(
-                f"{site.name!r} and {other!r} share weights, so they must keep the same heads"
+                f"{site.name!r} and {other.name!r} share weights, so they must keep the same heads"
             )
 
 

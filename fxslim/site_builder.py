@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
 from torch import fx
@@ -35,12 +35,16 @@ class SiteBuilder:
         ends = {(node, c.operand, c.dimension): c for core in cores for node, c in core.ends}
         self.ends = tuple((node, c) for (node, _, _), c in ends.items())
 
-    def build(self) -> Attention:
-        """The site, prunable or with the reason why not."""
+    def build(self, carriers: Mapping[Axis, int]) -> Attention:
+        """The site, prunable or with the reason why not.
+
+        Args:
+            carriers: how many attentions have an axis in common to all their keys and values.
+        """
         query, key = self._projections("query"), self._projections("key")
         value, output = self._projections("value"), self._outputs()
         reason = self._refusal()
-        units = () if reason else tuple(self._unit(head) for head in self.heads)
+        units = () if reason else tuple(self._unit(head, carriers) for head in self.heads)
         within = self._within(units)
         groups: dict[tuple[Axis, int], list[int]] = {}
         for number, (head, axis) in enumerate(zip(self.heads, units, strict=False)):
@@ -79,10 +83,10 @@ class SiteBuilder:
                     found.setdefault(coordinate, head)
         return list(found.values())
 
-    def _unit(self, head: Head) -> Axis:
+    def _unit(self, head: Head, carriers: Mapping[Axis, int]) -> Axis:
         """The axis along which a head is removed: the one its KV head has too, if that is free."""
         free = [axis for axis in head if not axis.block]
-        return max(free, key=lambda axis: (axis in self.carried, axis.size))
+        return max(free, key=lambda a: (a in self.carried, carriers.get(a, 0), a.size))
 
     def _carried(self) -> set[Axis]:
         """The head axes that all weights of keys and values have: query heads may share them."""

@@ -71,7 +71,8 @@ def couple(
         together = tuple(by_name[n] for n in sorted({name, *by_name[name].coupled}))
         done.update(site.name for site in together)
         columns: Mapping[str, _Column] = {site.name: site.unit for site in together}
-        if unit == "query" and all(site.uneven for site in together):
+        alike = len({len(heads) for site in together for heads in site.unit}) == 1
+        if unit == "query" and alike and all(site.uneven for site in together):
             columns = _rounds(columns, scores, held)
         rows = zip(*columns.values(), strict=True)
         units = tuple(

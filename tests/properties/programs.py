@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.properties.attention import Attention, RelativeBias, build_attention, rms
-from tests.properties.specs import AttentionSpec, LayerSpec, Spec
+from tests.properties.specs import LayerSpec, Spec
 
 __all__ = ["Transformer", "build", "inputs_of"]
 
@@ -133,12 +132,6 @@ class Layer(nn.Module):
         return x, extras
 
 
-def _nested(a: AttentionSpec, b: AttentionSpec) -> bool:
-    """Whether no head or KV group of one's queries begins amid one of the other's."""
-    rows = sorted({n for s in (a, b) for n in (s.head_dim, s.head_dim * s.heads // s.kv_heads)})
-    return all(wide % narrow == 0 for narrow, wide in pairwise(rows))
-
-
 class Transformer(nn.Module):
     """Token ids (batch, length) and, where needed, a memory to attend to and a padding mask."""
 
@@ -156,13 +149,10 @@ class Transformer(nn.Module):
         self._tie()
 
     def _tie(self) -> None:
-        """Let the last layer ask with the first one's query weights, where both have them."""
-        projections = (getattr(layer.attention, "project", None) for layer in self.layers)
-        first, *_, last = [getattr(projection, "q", None) for projection in projections] * 2
-        linear = isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-        nested = _nested(self.spec.layers[0].attention, self.spec.layers[-1].attention)
-        if self.spec.tied_queries and linear and nested and first.weight.shape == last.weight.shape:
-            last.weight = first.weight
+        """Let the last layer project with a weight of the first one."""
+        if self.spec.tied != "none":
+            first, last = (self.layers[n].attention.project for n in (0, -1))
+            getattr(last, self.spec.tied).weight = getattr(first, self.spec.tied).weight
 
     def forward(
         self, tokens: Tensor, memory: Tensor | None = None, padding: Tensor | None = None

@@ -41,12 +41,21 @@ class AttentionSpec:
     @property
     def separable(self) -> bool | None:
         """Whether heads can be removed; None where it is open, because the layout is contrived."""
-        grouped = 1 < self.kv_heads < self.heads
-        if grouped and self.projection == "interleaved" and self.tiled:
+        if self.is_grouped and self.projection == "interleaved" and self.tiled:
             return None  # a query head lies beside one KV head, and attends to another
         if self.coupling in READ_ELSEWHERE and self.projection in ONE_WEIGHT:
             return None  # queries, keys and values are cut together
         return self.heads > 1 and self.coupling in ("none", *READ_ELSEWHERE)
+
+    def runs(self, role: str) -> tuple[int, int]:
+        """How many rows of a weight are a head's, and a KV group's, if they lie side by side."""
+        rows = self.value_dim if role == "v" else self.head_dim
+        return rows, rows * (self.heads // self.kv_heads if role == "q" else 1)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether there are several KV groups of several heads."""
+        return 1 < self.kv_heads < self.heads
 
     @property
     def tiled(self) -> bool:
@@ -74,7 +83,8 @@ class Spec:
     layers: tuple[LayerSpec, ...]
     calls: tuple[int, ...]
     pool: AttentionSpec | None
-    tied_queries: bool
+    tied: str
+    """Which projection's weight the last layer takes from the first: "q", "k", "v", or "none"."""
     dynamic: bool
     batch: int
     length: int
@@ -97,8 +107,22 @@ class Spec:
         out = []
         for path, spec in self.attentions():
             seen[path] = seen.get(path, 0) + 1
-            out.append(Truth(path, f"@{seen[path]}" if seen[path] > 1 else "", spec))
+            call = f"@{seen[path]}" if seen[path] > 1 else ""
+            separable = spec.separable
+            if self.tied != "none":
+                separable = (separable and self.fits()) or None
+            out.append(Truth(path, call, spec, separable))
         return out
+
+    def fits(self) -> bool:
+        """Whether layers with one weight have heads of one size, and groups that do not overlap."""
+        if self.tied == "none":
+            return True
+        one, other = (self.layers[n].attention for n in (0, -1))
+        if self.tied == "q" and one.is_grouped and other.is_grouped and one.tiled != other.tiled:
+            return False
+        (head, group), (other_head, other_group) = one.runs(self.tied), other.runs(self.tied)
+        return head == other_head and max(group, other_group) % min(group, other_group) == 0
 
 
 @dataclass(frozen=True)
@@ -108,6 +132,8 @@ class Truth:
     path: str
     call: str
     spec: AttentionSpec
+    separable: bool | None
+    """As its own layers have it; None where it is open, as in layers that do not fit each other."""
 
 
 SELF_PROJECTIONS = [
@@ -216,12 +242,33 @@ def layer_specs(draw) -> LayerSpec:
 
 
 @st.composite
+def with_rows(draw, layer: LayerSpec, role: str, rows: int) -> LayerSpec:
+    """The layer with a weight of its own for `role`, of so many rows."""
+    run = draw(st.sampled_from([n for n in range(1, rows + 1) if rows % n == 0 and rows <= 6 * n]))
+    heads, group = rows // run, draw(st.integers(1, 3))
+    if role == "q":
+        kv_heads = draw(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
+    else:
+        heads, kv_heads = heads * group, heads
+    spec = replace(layer.attention, projection="separate", heads=heads, kv_heads=kv_heads)
+    spec = replace(spec, **{"value_dim" if role == "v" else "head_dim": run})
+    if spec.coupling in READ_ELSEWHERE:
+        spec = replace(spec, coupling="none")
+    if spec.head_dim % 2:
+        spec = replace(spec, rotary="none")
+    return replace(layer, attention=consistent(spec))
+
+
+@st.composite
 def specs(draw) -> Spec:
     """A model of one or two layers, with sizes that may coincide where nothing is symbolic."""
     layers = [draw(layer_specs()) for _ in range(draw(one_of(1, 1, 1, 2)))]
+    tied = draw(one_of(*["none"] * 9, "q", "k", "v"))
+    if tied != "none":
+        rows = draw(one_of(4, 6, 8, 12))
+        layers = [draw(with_rows(draw(layer_specs()), tied, rows)) for _ in range(2)]
     first = layers[0].attention
     dynamic = len(layers) == 1 and draw(one_of(*[False] * 11, True))  # they take five times as long
-    read_elsewhere = any(layer.attention.coupling in READ_ELSEWHERE for layer in layers)
     calls = list(range(len(layers)))
     if not dynamic and draw(one_of(*[False] * 7, True)):
         calls.append(draw(st.sampled_from(calls)))
@@ -230,7 +277,7 @@ def specs(draw) -> Spec:
         layers=tuple(layers),
         calls=tuple(calls),
         pool=draw(attention_specs("latents")) if draw(one_of(*[False] * 9, True)) else None,
-        tied_queries=draw(one_of(False, False, False, True)) and not read_elsewhere,
+        tied=tied,
         dynamic=dynamic,
         batch=3 if dynamic else draw(st.integers(1, 4)),
         length=5 if dynamic else draw(st.integers(2, 6)),

@@ -1,0 +1,150 @@
+"""Attentions that share a weight: cut alike, or each for itself, and never by another's plan."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+import fxslim
+from tests.models import WIDTH, Residual, example, grouped_core
+from tests.zoo.reference import call_of, compare, without_heads
+
+
+class Grouped(nn.Module):
+    """An attention of any number of heads, KV heads and channels a head."""
+
+    def __init__(self, heads, kv_heads, head_dim, core=grouped_core):
+        super().__init__()
+        self.head_dim, self.core = head_dim, core
+        self.q = nn.Linear(WIDTH, heads * head_dim, bias=False)
+        self.k, self.v = (nn.Linear(WIDTH, kv_heads * head_dim, bias=False) for _ in range(2))
+        self.o = nn.Linear(heads * head_dim, WIDTH, bias=False)
+
+    def forward(self, x):
+        projected = (linear(x) for linear in (self.q, self.k, self.v))
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in projected)
+        return self.o(self.core(q, k, v).transpose(1, 2).flatten(2))
+
+
+def tiled_core(q, k, v):
+    """Query head n attends to KV head n mod the number of these."""
+    k, v = (x.repeat(1, q.shape[1] // x.shape[1], 1, 1) for x in (k, v))
+    return scaled_dot_product_attention(q, k, v)
+
+
+def sharing(role, one, other):
+    """Two layers of which the second has a weight of the first."""
+    getattr(other, role).weight = getattr(one, role).weight
+    return Residual(one=one, other=other)
+
+
+@pytest.mark.parametrize(
+    ("model", "units", "together"),
+    [
+        pytest.param(
+            sharing("q", Grouped(4, 2, 2), Grouped(4, 2, 2)),
+            (((0, 1), (2, 3)), ((0, 1), (2, 3))),
+            True,
+            id="the same groups",
+        ),
+        pytest.param(
+            sharing("q", Grouped(4, 2, 2), Grouped(4, 2, 2, tiled_core)),
+            (((0, 1), (2, 3)), ((0, 2), (1, 3))),
+            False,
+            id="groups across each other",
+        ),
+        pytest.param(
+            sharing("q", Grouped(6, 3, 2), Grouped(6, 3, 2, tiled_core)),
+            (((0, 1), (2, 3), (4, 5)), ((0, 3), (1, 4), (2, 5))),
+            False,
+            id="groups that overlap",
+        ),
+        pytest.param(
+            sharing("q", Grouped(8, 8, 1), Grouped(8, 2, 1)),
+            (((0, 1, 2, 3), (4, 5, 6, 7)), ((0, 1, 2, 3), (4, 5, 6, 7))),
+            True,
+            id="heads of groups larger than there are groups",
+        ),
+        pytest.param(
+            sharing("v", Grouped(4, 4, 2), Grouped(8, 4, 2)),
+            (((0,), (1,), (2,), (3,)), ((0, 1), (2, 3), (4, 5), (6, 7))),
+            True,
+            id="units of one head and of two",
+        ),
+        pytest.param(
+            sharing("v", Grouped(6, 2, 1), Grouped(6, 1, 2)),
+            (((0, 1, 2), (3, 4, 5)), ((0,), (1,), (2,), (3,), (4,), (5,))),
+            False,
+            id="the heads of one are the channels of the other",
+        ),
+    ],
+)
+def test_what_one_attention_loses_another_keeps_unless_they_lose_it_together(
+    model, units, together
+):
+    program = fxslim.capture(model, example())
+    sites = fxslim.find_attention(program)
+    assert tuple(site.unit for site in sites) == units
+    assert [bool(site.coupled) for site in sites] == [together, together]
+    lost = {site.name: list(range(site.num_heads)) for site in sites}
+    plans = [{site.name: list(site.unit[1]) for site in sites}]
+    if not together:
+        plans += [lost | {site.name: list(site.unit[0])} for site in sites]
+    for kept in plans:
+        plan = fxslim.PruningPlan(kept, 0.5)
+        slim = fxslim.narrow(program, plan)
+        fxslim.verify(slim, fxslim.insert_head_masks(program), plan)
+        call = call_of((example(2, 7),))
+        reference = without_heads(model, sites, kept)
+        assert compare(call.on(slim), call.on(reference)).relative < 1e-5
+
+
+def test_layers_that_select_their_heads_say_what_is_whose():
+    model = sharing("q", Grouped(6, 3, 2), Grouped(6, 3, 2, tiled_core))
+    sites = fxslim.find_attention(fxslim.capture(model, example()))
+    assert [(site.kind, site.num_kv_heads) for site in sites] == [("gqa", 3)] * 2
+    for site, layer in zip(sites, ("layers.one", "layers.other"), strict=True):
+        weights = [p.weight for p in (*site.query, *site.key, *site.value)]
+        assert weights == ["layers.one.q.weight", f"{layer}.k.weight", f"{layer}.v.weight"]
+
+
+def test_keys_and_values_go_where_query_heads_are_selected():
+    model = sharing("q", Grouped(4, 2, 2), Grouped(4, 2, 2, tiled_core))
+    slim = fxslim.compile(model, 0.5, example())
+    assert slim.layers.one.q.weight.shape == (8, WIDTH)
+    for layer in (slim.layers.one, slim.layers.other):
+        assert layer.k.weight.shape == layer.v.weight.shape == (2, WIDTH)
+
+
+@pytest.mark.parametrize("unit", ["group", "query", "any"])
+def test_layers_with_units_of_other_sizes_are_planned_for_together(unit):
+    """Where each is free to keep any head, both select their values, which stay whole."""
+    model = sharing("v", Grouped(4, 4, 2), Grouped(8, 4, 2))
+    slim = fxslim.compile(model, 0.5, example(), unit=unit)
+    assert slim.layers.one.q.weight.shape == (4, WIDTH)
+    assert slim.layers.one.v.weight.shape == (8 if unit == "any" else 4, WIDTH)
+
+
+def test_a_plan_that_keeps_other_units_of_coupled_layers_is_refused():
+    model = sharing("v", Grouped(4, 4, 2), Grouped(8, 4, 2))
+    sites = fxslim.find_attention(fxslim.capture(model, example()))
+    fxslim.PruningPlan.of({"layers.one": [1], "layers.other": [2, 3]}, sites)
+    with pytest.raises(fxslim.PlanError, match="share weights, so they must keep the same heads"):
+        fxslim.PruningPlan.of({"layers.one": [1], "layers.other": [4, 5]}, sites)
+
+
+def test_contexts_side_by_side_do_not_couple():
+    """What the one projection sums over of the other attention is not along this one's heads."""
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = Grouped(4, 4, 2), Grouped(4, 2, 2)
+            self.one.o, self.other.o = nn.Identity(), nn.Identity()
+            self.out = nn.Linear(16, WIDTH)
+
+        def forward(self, x):
+            return self.out(torch.cat([self.one(x), self.other(x)], -1))
+
+    sites = fxslim.find_attention(fxslim.capture(Pair(), example()))
+    assert [(site.prunable, site.coupled) for site in sites] == [(True, ()), (True, ())]
