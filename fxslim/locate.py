@@ -84,9 +84,16 @@ def _attentions(program: fx.GraphModule, unit: Unit) -> tuple[Located, list[Core
     }
     if not places:
         return located, cores
-    single, cores = _separated(program, select_at | places)
-    attentions = map(_as_grouped, single.attentions, located.attentions)
-    return Located(single.axis_map, tuple(attentions)), cores
+    single, cores_of_single = _separated(program, select_at | places)
+    if not _same_heads(single, located):
+        return located, cores
+    return _as_projected(single, located), cores_of_single
+
+
+def _same_heads(single: Located, located: Located) -> bool:
+    """Whether heads that can go in units can go by themselves, so that a name means one thing."""
+    found = {site.cores: site.num_heads for site in single.sites if site.prunable}
+    return all(found.get(site.cores) == site.num_heads for site in located.sites if site.prunable)
 
 
 def _separated(program: fx.GraphModule, select_at: dict[Use, Select]) -> tuple[Located, list[Core]]:
@@ -125,14 +132,19 @@ def _freed(
     if not freed and not partly:
         return located, cores
     select_at.update(dict.fromkeys(set().union(*(partly | freed).values()), Select()))
-    before = {attention.site.cores: attention.site for attention in located.attentions}
     result, cores = _located(program, select_at)
-    attentions = (_as_projected(a, before.get(a.site.cores)) for a in result.attentions)
-    return Located(result.axis_map, tuple(attentions)), cores
+    return _as_projected(result, located), cores
 
 
-def _as_projected(attention: Attention, before: AttentionSite | None) -> Attention:
-    """An attention that selects from its operands, with what is known of where they come from."""
+def _as_projected(selecting: Located, located: Located) -> Located:
+    """Attentions that select from their operands, with what is known of where these come from."""
+    before = {attention.site.cores: attention.site for attention in located.attentions}
+    attentions = (_described(a, before.get(a.site.cores)) for a in selecting.attentions)
+    return replace(selecting, attentions=tuple(attentions))
+
+
+def _described(attention: Attention, before: AttentionSite | None) -> Attention:
+    """An attention with the projections that its site had before it selected its heads."""
     site = attention.site
     if before is None or not site.prunable or site.num_heads != before.num_heads:
         return attention
@@ -163,18 +175,6 @@ def _located(program: fx.GraphModule, select_at: dict[Use, Select]) -> tuple[Loc
     groups = _by_output(cores)
     builders = [SiteBuilder(axis_map, weights, group) for group in groups]
     return Located(axis_map, tuple(coupled(_number(agreed(builders))))), cores
-
-
-def _as_grouped(single: Attention, grouped: Attention) -> Attention:
-    """An attention whose heads are units, with what grouping says about keys and values."""
-    site = replace(
-        single.site,
-        kind=grouped.site.kind,
-        num_kv_heads=grouped.site.num_kv_heads,
-        key=grouped.site.key,
-        value=grouped.site.value,
-    )
-    return replace(single, site=site)
 
 
 def _by_output(cores: Sequence[Core]) -> list[list[Core]]:
