@@ -20,10 +20,13 @@ class Grouped(nn.Module):
         self.k, self.v = (nn.Linear(WIDTH, kv_heads * head_dim, bias=False) for _ in range(2))
         self.o = nn.Linear(heads * head_dim, WIDTH, bias=False)
 
-    def forward(self, x):
-        projected = (linear(x) for linear in (self.q, self.k, self.v))
+    def context(self, x, queries):
+        projected = (queries, self.k(x), self.v(x))
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in projected)
-        return self.o(self.core(q, k, v).transpose(1, 2).flatten(2))
+        return self.core(q, k, v).transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        return self.o(self.context(x, self.q(x)))
 
 
 def tiled_core(q, k, v):
@@ -133,18 +136,44 @@ def test_a_plan_that_keeps_other_units_of_coupled_layers_is_refused():
         fxslim.PruningPlan.of({"layers.one": [1], "layers.other": [4, 5]}, sites)
 
 
+class SideBySide(nn.Module):
+    """Two attentions before one output projection."""
+
+    def __init__(self, one, other):
+        super().__init__()
+        self.one, self.other = one, other
+        self.out = nn.Linear(one.o.in_features + other.o.in_features, WIDTH)
+
+    def forward(self, x):
+        one, other = (layer.context(x, q) for layer, q in self.queries(x))
+        return self.out(torch.cat([one, other], -1))
+
+    def queries(self, x):
+        yield self.one, self.one.q(x)
+        yield self.other, self.other.q(x)
+
+
 def test_contexts_side_by_side_do_not_couple():
     """What the one projection sums over of the other attention is not along this one's heads."""
-
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.other = Grouped(4, 4, 2), Grouped(4, 2, 2)
-            self.one.o, self.other.o = nn.Identity(), nn.Identity()
-            self.out = nn.Linear(16, WIDTH)
-
-        def forward(self, x):
-            return self.out(torch.cat([self.one(x), self.other(x)], -1))
-
-    sites = fxslim.find_attention(fxslim.capture(Pair(), example()))
+    model = SideBySide(Grouped(4, 4, 2), Grouped(4, 2, 2))
+    sites = fxslim.find_attention(fxslim.capture(model, example()))
     assert [(site.prunable, site.coupled) for site in sites] == [(True, ()), (True, ())]
+
+
+def test_single_heads_are_not_offered_where_sites_would_be_others():
+    """What the queries have in common makes one site of two cores; selected keys part them."""
+
+    class Asking(SideBySide):
+        def queries(self, x):
+            yield self.one, (q := self.one.q(x))
+            yield self.other, self.other.q(x) + q
+
+    model = Asking(Grouped(4, 4, 2), Grouped(4, 2, 2))
+    model.other.q.weight = model.one.k.weight
+    program = fxslim.capture(model, example())
+    grouped, single = (fxslim.find_attention(program, unit=unit) for unit in ("group", "any"))
+    assert [site.cores for site in grouped] == [site.cores for site in single]
+    plan = fxslim.PruningPlan({single[0].name: [0]}, 0.75)
+    slim = fxslim.narrow(program, plan)
+    call = call_of((example(2, 7),))
+    assert compare(call.on(slim), call.on(without_heads(model, single, plan.kept))).relative < 1e-5
