@@ -68,15 +68,16 @@ class InsertHeadMasks(GraphPass):
         masked.add_submodule("head_masks", nn.Module())
         placed = [one for one in self.located.placed if one.site.prunable]
         contexts: list[Context] = []
+        masked_by: dict[tuple[fx.Node, fx.Node], fx.Node] = {}  # contexts may lie side by side
         for one in placed:
             mask = self._add_mask(masked, one)
             for number, (user, contraction) in enumerate(one.ends):
                 dims = self.located.axis_map.seen_by(user, contraction.operand)
                 index = f"{mask.target}/index{number}"
-                product = _multiply(
-                    places[user], places[contraction.operand], dims, one, mask, index
-                )
-                contexts += self._context(one, user, contraction.operand, product)
+                use = user, contraction.operand
+                read = masked_by.get(use, places[contraction.operand])
+                product = masked_by[use] = _multiply(places[user], read, dims, one, mask, index)
+                contexts += self._context(one, *use, product)
         infer_shapes(masked)
         masked.meta["contexts"] = contexts
         masked.meta["sites"] = [one.site for one in placed]
@@ -134,9 +135,8 @@ def _multiply(
             mask = graph.call_function(torch.ops.aten.cat.default, ([mask, one],))
         factor = graph.call_function(torch.ops.aten.index.Tensor, (mask, [place]))
         product = graph.call_function(torch.ops.aten.mul.Tensor, (isolated.node, factor))
-        if "val" in isolated.node.meta:
-            product.meta["val"] = isolated.node.meta["val"]
         merged = isolated.merged(product)
+        merged.meta["val"] = operand.meta["val"]
         user.replace_input_with(operand, merged)
         return merged
 

@@ -54,6 +54,42 @@ def grouped_core(q, k, v):
     return scaled_dot_product_attention(q, k, v)
 
 
+class Grouped(nn.Module):
+    """An attention of any number of heads, KV heads and channels a head."""
+
+    def __init__(self, heads, kv_heads, head_dim, core=grouped_core):
+        super().__init__()
+        self.head_dim, self.core = head_dim, core
+        self.q = nn.Linear(WIDTH, heads * head_dim, bias=False)
+        self.k, self.v = (nn.Linear(WIDTH, kv_heads * head_dim, bias=False) for _ in range(2))
+        self.o = nn.Linear(heads * head_dim, WIDTH, bias=False)
+
+    def context(self, x, queries):
+        projected = (queries, self.k(x), self.v(x))
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in projected)
+        return self.core(q, k, v).transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        return self.o(self.context(x, self.q(x)))
+
+
+class SideBySide(nn.Module):
+    """Two attentions before one output projection."""
+
+    def __init__(self, one, other):
+        super().__init__()
+        self.one, self.other = one, other
+        self.out = nn.Linear(one.o.in_features + other.o.in_features, WIDTH)
+
+    def forward(self, x):
+        one, other = (layer.context(x, q) for layer, q in self.queries(x))
+        return self.out(torch.cat([one, other], -1))
+
+    def queries(self, x):
+        yield self.one, self.one.q(x)
+        yield self.other, self.other.q(x)
+
+
 class Residual(nn.Module):
     """Named attentions one after the other, each added to what came in."""
 

@@ -1,32 +1,11 @@
 """Attentions that share a weight: cut alike, or each for itself, and never by another's plan."""
 
 import pytest
-import torch
-from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import fxslim
-from tests.models import WIDTH, Residual, example, grouped_core
+from tests.models import WIDTH, Grouped, Residual, SideBySide, example
 from tests.zoo.reference import call_of, compare, without_heads
-
-
-class Grouped(nn.Module):
-    """An attention of any number of heads, KV heads and channels a head."""
-
-    def __init__(self, heads, kv_heads, head_dim, core=grouped_core):
-        super().__init__()
-        self.head_dim, self.core = head_dim, core
-        self.q = nn.Linear(WIDTH, heads * head_dim, bias=False)
-        self.k, self.v = (nn.Linear(WIDTH, kv_heads * head_dim, bias=False) for _ in range(2))
-        self.o = nn.Linear(heads * head_dim, WIDTH, bias=False)
-
-    def context(self, x, queries):
-        projected = (queries, self.k(x), self.v(x))
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in projected)
-        return self.core(q, k, v).transpose(1, 2).flatten(2)
-
-    def forward(self, x):
-        return self.o(self.context(x, self.q(x)))
 
 
 def tiled_core(q, k, v):
@@ -134,23 +113,6 @@ def test_a_plan_that_keeps_other_units_of_coupled_layers_is_refused():
     fxslim.PruningPlan.of({"layers.one": [1], "layers.other": [2, 3]}, sites)
     with pytest.raises(fxslim.PlanError, match="share weights, so they must keep the same heads"):
         fxslim.PruningPlan.of({"layers.one": [1], "layers.other": [4, 5]}, sites)
-
-
-class SideBySide(nn.Module):
-    """Two attentions before one output projection."""
-
-    def __init__(self, one, other):
-        super().__init__()
-        self.one, self.other = one, other
-        self.out = nn.Linear(one.o.in_features + other.o.in_features, WIDTH)
-
-    def forward(self, x):
-        one, other = (layer.context(x, q) for layer, q in self.queries(x))
-        return self.out(torch.cat([one, other], -1))
-
-    def queries(self, x):
-        yield self.one, self.one.q(x)
-        yield self.other, self.other.q(x)
 
 
 def test_contexts_side_by_side_do_not_couple():

@@ -12,7 +12,16 @@ import fxslim
 from fxslim.masks import head_masks
 from fxslim.reading import as_they_are
 from fxslim.training_masks import HeadMasks, masks_of
-from tests.models import HEADS, WIDTH, Attention, Residual, example, softmax_core
+from tests.models import (
+    HEADS,
+    WIDTH,
+    Attention,
+    Grouped,
+    Residual,
+    SideBySide,
+    example,
+    softmax_core,
+)
 from tests.zoo.handwritten import HANDWRITTEN
 
 
@@ -55,6 +64,13 @@ def test_the_masked_model_is_the_masked_program(name):
     after = run(model, inputs)
     torch.testing.assert_close(after, run(program, inputs))
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_sites_side_by_side_before_one_projection_have_columns_of_their_own():
+    model, x = SideBySide(Grouped(4, 4, 2), Grouped(4, 2, 2)), example()
+    masks, program = masked(model, x)
+    assert list(masks.sites) == ["attention", "attention@2"]
+    torch.testing.assert_close(model(x), program(x))
 
 
 def layers():

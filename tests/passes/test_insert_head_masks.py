@@ -11,7 +11,16 @@ import fxslim
 from fxslim.locate import locate
 from fxslim.masks import mask_name
 from fxslim.passes import InsertHeadMasks
-from tests.models import Attention, Residual, captured, example, printed, softmax_core
+from tests.models import (
+    Attention,
+    Grouped,
+    Residual,
+    SideBySide,
+    captured,
+    example,
+    printed,
+    softmax_core,
+)
 from tests.zoo.reference import call_of, compare, without_heads
 
 
@@ -104,6 +113,19 @@ def test_each_call_of_a_shared_layer_has_a_mask():
     masked = fxslim.insert_head_masks(captured("albert")[-1])
     names = [n for n, _ in masked.head_masks.named_parameters()]
     assert names == [f"layers/0/layer/attention{number}" for number in ("", "@2", "@3")]
+
+
+def test_contexts_side_by_side_before_one_projection_have_a_mask_each():
+    model = SideBySide(Grouped(4, 4, 2), Grouped(4, 2, 2))
+    program = fxslim.capture(model, example())
+    masked, sites = fxslim.insert_head_masks(program), fxslim.find_attention(program)
+    kept = {"attention": [1, 3], "attention@2": [0, 1]}
+    for site in sites:
+        set_mask(masked, site, kept[site.name])
+    call = call_of((example(2, 7),))
+    expected = call.on(without_heads(model, sites, kept))
+    assert compare(call.on(masked), expected).relative < 1e-6
+    assert compare(call.on(fxslim.compile(model, 0.5, example())), call.on(model)).relative > 0.01
 
 
 def test_masks_are_trainable_parameters_or_buffers():
