@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from fxslim.axes import Axis
-from fxslim.errors import PlanError, UnsupportedSite
+from fxslim.errors import PlanError
 from fxslim.locate import locate_parts
 from fxslim.placed import Located, Placed
 from fxslim.plan import PruningPlan, check_plan
@@ -40,7 +40,7 @@ def located_for(program: nn.Module, plan: PruningPlan) -> dict[str, Located]:
         located = locate_parts(program, feed_forward=True)
     try:
         check_plan(plan, sites_of(located))
-    except (PlanError, UnsupportedSite):
+    except PlanError:
         singles = locate_parts(program, unit="any", feed_forward=blocks)
         if any(len(unit) == 1 for site in attentions_of(singles) for unit in site.unit):
             return singles

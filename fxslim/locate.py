@@ -91,9 +91,12 @@ def _attentions(program: fx.GraphModule, unit: Unit) -> tuple[Located, list[Core
 
 
 def _same_heads(single: Located, located: Located) -> bool:
-    """Whether heads that can go in units can go by themselves, so that a name means one thing."""
-    found = {site.cores: site.num_heads for site in single.sites if site.prunable}
-    return all(found.get(site.cores) == site.num_heads for site in located.sites if site.prunable)
+    """Whether the same sites can lose the same heads, so that a name in a plan means one thing."""
+    one, other = (
+        {site.cores: site.num_heads for site in found.sites if site.prunable}
+        for found in (single, located)
+    )
+    return one == other
 
 
 def _separated(program: fx.GraphModule, select_at: dict[Use, Select]) -> tuple[Located, list[Core]]:
