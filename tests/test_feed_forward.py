@@ -219,6 +219,23 @@ def test_every_block_of_the_hand_written_models_narrows_as_it_is_masked(name):
         fxslim.verify(slim, fxslim.insert_head_masks(program, sites), plan)
 
 
+def test_channels_beside_heads_before_one_projection():
+    """As in transformers whose attention and feed-forward block are one product each way."""
+
+    class Joined(Attention):
+        def __init__(self):
+            super().__init__()
+            self.up, self.o = nn.Linear(WIDTH, CHANNELS), nn.Linear(8 + CHANNELS, WIDTH)
+
+        def forward(self, x):
+            return self.o(torch.cat([self.context(x), F.gelu(self.up(x))], -1))
+
+    model, x = Residual(a=Joined(), b=Joined()), example()
+    slim = fxslim.compile(model, 0.5, x, ffn_sparsity=0.5, scope="local")
+    assert slim.layers.a.o.weight.shape == (WIDTH, 4 + CHANNELS // 2)
+    assert not torch.allclose(slim(x), model(x), atol=1e-3)
+
+
 def test_compile_prunes_heads_and_channels():
     config = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
