@@ -171,11 +171,11 @@ def _located(program: fx.GraphModule, select_at: dict[Use, Select]) -> tuple[Loc
         weights = Weights(axis_map)
         cores = find_cores(axis_map, weights)
         block_mixed(axis_map, weights, cores)
-        new = side_operands(axis_map, cores) - select_at.keys()
+        groups = _by_output(cores)
+        new = side_operands(axis_map, groups) - select_at.keys()
         if not new:
             break
         select_at.update(dict.fromkeys(new, Select()))
-    groups = _by_output(cores)
     builders = [SiteBuilder(axis_map, weights, group) for group in groups]
     return Located(axis_map, tuple(coupled(_number(agreed(builders))))), cores
 

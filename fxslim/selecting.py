@@ -40,18 +40,20 @@ def block_mixed(axis_map: AxisMap, weights: Weights, cores: Sequence[Core]) -> N
                 block(tuple(heads.intersection(leaves(c.dim))), why)
 
 
-def side_operands(axis_map: AxisMap, cores: Sequence[Core]) -> set[Use]:
-    """Operands that carry a site's heads, and that others share or read as a whole.
+def side_operands(axis_map: AxisMap, attentions: Sequence[Sequence[Core]]) -> set[Use]:
+    """Operands that carry an attention's heads, and that others share or read as a whole.
 
     T5's position bias is owned by one layer and used by all: selecting where it is used leaves
     every layer free to keep other heads.  Layers that share their weights stay together anyway.
     A grouped convolution that has a group for each head ties the heads to its input's channels.
     """
+    cores = [core for attention in attentions for core in attention]
     owners: dict[fx.Node, set[frozenset[fx.Node]]] = {}
-    for core in cores:
-        for ancestors in core.side.values():
-            for node in ancestors:
-                owners.setdefault(node, set()).add(core.weights)
+    for attention in attentions:
+        together = frozenset(weight for core in attention for weight in core.weights)
+        for core in attention:
+            for node in frozenset[fx.Node]().union(*core.side.values()):
+                owners.setdefault(node, set()).add(core.weights if core.refusal else together)
     chosen: set[Use] = set()
     for core in cores:
         readers = _readers(core)

@@ -156,13 +156,14 @@ class SiteBuilder:
     ) -> Iterable[Projection]:
         """`weight` as a projection: of every head's own positions, or of those that heads share."""
         bias = None if summing else self.weights.bias_of(user, weight)
+        every = list(range(len(self.heads)))
         for position, dim in enumerate(self.axis_map.of(weight)):
             carried = self._leaves_in(dim)
             if carried:
                 shared = carried if own else _shared(carried, dim)
                 others = [leaf for leaf in carried if leaf not in shared]
                 found = positions_along(self.heads, shared, dim, others)
-                if found is None or (summing and found[1].min() < 0):
+                if found is None or (summing and sorted(set(found[1].tolist())) != every):
                     self.partial.append(weight)
                     continue
                 bias = bias and full_name(self.axis_map.program, bias)

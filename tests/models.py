@@ -83,7 +83,10 @@ class SideBySide(nn.Module):
 
     def forward(self, x):
         one, other = (layer.context(x, q) for layer, q in self.queries(x))
-        return self.out(torch.cat([one, other], -1))
+        return self.out(self.combined(one, other))
+
+    def combined(self, one, other):
+        return torch.cat([one, other], -1)
 
     def queries(self, x):
         yield self.one, self.one.q(x)

@@ -1,6 +1,8 @@
 """Attentions that share a weight: cut alike, or each for itself, and never by another's plan."""
 
 import pytest
+import torch
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import fxslim
@@ -120,6 +122,68 @@ def test_contexts_side_by_side_do_not_couple():
     model = SideBySide(Grouped(4, 4, 2), Grouped(4, 2, 2))
     sites = fxslim.find_attention(fxslim.capture(model, example()))
     assert [(site.prunable, site.coupled) for site in sites] == [(True, ()), (True, ())]
+
+
+@pytest.mark.parametrize("role", ["q", "k", "v"])
+def test_contexts_side_by_side_whose_heads_are_shared_are_one_attention(role):
+    model = SideBySide(Grouped(4, 4, 2), Grouped(4, 4, 2))
+    getattr(model.other, role).weight = getattr(model.one, role).weight
+    (site,) = fxslim.find_attention(fxslim.capture(model, example()))
+    assert site.output[0].index.tolist() == [
+        [0, 1, 8, 9],
+        [2, 3, 10, 11],
+        [4, 5, 12, 13],
+        [6, 7, 14, 15],
+    ]
+    assert fxslim.compile(model, 0.5, example()).out.weight.shape == (WIDTH, 8)
+
+
+def test_contexts_that_are_added_before_one_projection_are_one_attention():
+    """As where a second attention, to something else, is added to a model that is there."""
+
+    class Added(SideBySide):
+        def combined(self, one, other):
+            return one + other
+
+    model = Added(Grouped(4, 4, 2), Grouped(4, 2, 2))
+    model.out = nn.Linear(8, WIDTH)
+    (site,) = fxslim.find_attention(fxslim.capture(model, example()))
+    assert (site.num_heads, site.unit) == (4, ((0, 1), (2, 3)))
+    assert fxslim.compile(model, 0.5, example()).one.k.weight.shape == (4, WIDTH)
+
+
+def test_heads_that_another_layer_sums_as_parts_of_its_own_are_refused():
+    class Gating(nn.Module):
+        """The second layer's two heads are gated by three of the first one's each."""
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = Grouped(6, 6, 2), Grouped(2, 2, 6)
+
+        def forward(self, x):
+            gate = self.one.context(x, self.one.q(x))
+            x = x + self.one.o(gate)
+            context = self.other.context(x, self.other.q(x))
+            return x + self.other.o(context * gate.sigmoid())
+
+    (site,) = fxslim.find_attention(fxslim.capture(Gating(), example()))
+    assert site.reason == "one.o.weight does not have as many positions for every head"
+
+
+@pytest.mark.parametrize("gated", [torch.sigmoid, torch.tanh])
+def test_heads_that_gate_another_layers_go_with_them(gated):
+    class Gating(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = Grouped(4, 4, 2), Grouped(4, 2, 2)
+
+        def forward(self, x):
+            gate = self.one.context(x, self.one.q(x))
+            x = x + self.one.o(gate)
+            return x + self.other.o(self.other.context(x, self.other.q(x)) * gated(gate))
+
+    slim = fxslim.compile(Gating(), 0.5, example())
+    assert slim.one.o.weight.shape == slim.other.o.weight.shape == (WIDTH, 4)
 
 
 def test_single_heads_are_not_offered_where_sites_would_be_others():
