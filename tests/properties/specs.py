@@ -263,7 +263,7 @@ def with_rows(draw, layer: LayerSpec, role: str, rows: int) -> LayerSpec:
 def specs(draw) -> Spec:
     """A model of one or two layers, with sizes that may coincide where nothing is symbolic."""
     layers = [draw(layer_specs()) for _ in range(draw(one_of(1, 1, 1, 2)))]
-    tied = draw(one_of(*["none"] * 9, "q", "k", "v"))
+    tied = draw(one_of(*["none"] * 18, "q", "k", "v"))
     if tied != "none":
         rows = draw(one_of(4, 6, 8, 12))
         layers = [draw(with_rows(draw(layer_specs()), tied, rows)) for _ in range(2)]
