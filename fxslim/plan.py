@@ -131,8 +131,11 @@ def _check_coupled(chosen: PruningPlan, site: Site, by_name: Mapping[str, Site])
     kept = _kept_places(site, chosen)
     for other in (by_name[name] for name in site.coupled):
         theirs = _kept_places(other, chosen)
-        alike = list(map(len, site.unit)) == list(map(len, other.unit))
-        if kept != theirs if alike else list(map(bool, kept)) != list(map(bool, theirs)):
+        if list(map(len, site.unit)) == list(map(len, other.unit)):
+            same = kept == theirs
+        else:
+            same = list(map(bool, kept)) == list(map(bool, theirs))
+        if not same:
             raise PlanError(
                 f"{site.name!r} and {other.name!r} share weights, so they must keep the same heads"
             )
