@@ -175,10 +175,24 @@ class Program:
 
     def in_one_step(self, plan: fxslim.PruningPlan) -> bool:
         """Whether the plan fits the whole model: what is left of a unit may be parted, say."""
+        if self.spec.tied == "none":
+            return self.in_units(plan.kept)
         try:
             check_plan(plan, self.sites)
         except fxslim.PlanError:
             return False
+        return True
+
+    def in_units(self, kept: Mapping[str, Sequence[int]]) -> bool:
+        """Whether whole units go, or as many heads of each that stays."""
+        for site in self.prunable:
+            left = [len(set(unit) & set(kept.get(site.name, unit))) for unit in site.unit]
+            if not site.uneven and any(
+                0 < n < len(u) for n, u in zip(left, site.unit, strict=True)
+            ):
+                return False
+            if len(set(left) - {0}) > 1:
+                return False
         return True
 
 
