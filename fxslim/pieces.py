@@ -1,22 +1,25 @@
-"""Rules that are functions: operators that cut dimensions into pieces, or put them together."""
+"""Rules that are functions: operators that cut dimensions into pieces, or write over them.
+
+A position that is cut out alone has to stay, unless all of its tensor goes with it; for that it is
+a unit.  It is where the tensors cut out are put together along another dimension, and nowhere else.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 
 from torch import fx
 
 from fxslim import graph
-from fxslim.axes import Dim, fresh, members, resolve, size
+from fxslim.axes import Dim, fresh, resolve, size
 from fxslim.calls import Call, Dims, RuleMismatch
 from fxslim.notation import broadcast, joined
-from fxslim.refine import beginning_with_unit, cut, regroup, side_by_side
+from fxslim.refine import cut, regroup, side_by_side
+from fxslim.together import put_along
 from fxslim.views import replaced
 
 __all__ = [
-    "concatenate",
     "cut_out",
     "halve",
     "pad",
@@ -25,14 +28,13 @@ __all__ = [
     "slice_scatter",
     "sliced",
     "split",
-    "stack",
     "unbind",
     "unfold",
 ]
 
 
-def _pieces(call: Call, dim: Dim, widths: Sequence[int]) -> list[Dim]:
-    """`dim` cut into pieces of the given widths, some of which may be empty."""
+def _pieces(call: Call, dim: Dim, widths: Sequence[int], *, units: bool = False) -> list[Dim]:
+    """`dim` cut into pieces of the given widths, some of which may be empty, or units."""
     if sum(widths) != size(dim) and any(map(graph.is_symbolic, (size(dim), *widths))):
         call.reads(dim, "cuts it at lengths that depend on the input")
         return [fresh(width, call.why("cut by the input")) for width in widths]
@@ -40,16 +42,21 @@ def _pieces(call: Call, dim: Dim, widths: Sequence[int]) -> list[Dim]:
         raise RuleMismatch(f"pieces of {list(widths)} positions do not make up {size(dim)}")
     ends = list(accumulate(widths))
     bounds = sorted({end for end in ends if 0 < end < size(dim)})
-    pieces = iter(cut(dim, bounds, call.why("cuts through its inner factors")))
+    pieces = iter(cut(dim, bounds, call.why("cuts through its inner factors"), units=units))
     return [next(pieces) if width else fresh(0) for width in widths]
 
 
-def cut_out(call: Call, dim: Dim, start: int, width: int) -> Dim:
+def _numbers(dim: Dim) -> Dim:
+    """The factors of `dim` whose size the input does not change."""
+    return tuple(axis for axis in resolve(dim) if not graph.is_symbolic(axis.size))
+
+
+def cut_out(call: Call, dim: Dim, start: int, width: int, *, units: bool = False) -> Dim:
     """`width` positions of `dim` from `start` on."""
     if start + width > size(dim):  # a symbolic width, which only the input makes fit
         call.reads(dim, "cuts it at a length that depends on the input")
         return fresh(width, call.why("cut at a length of its own"))
-    return _pieces(call, dim, [start, width, size(dim) - start - width])[1]
+    return _pieces(call, dim, [start, width, size(dim) - start - width], units=units)[1]
 
 
 def sliced(call: Call) -> list[Dims]:
@@ -58,8 +65,9 @@ def sliced(call: Call) -> list[Dims]:
     dim = dims[position]
     length, width, step = size(dim), call.shapes[0][position], call.number("step")
     start = call.bound("start", length, 0)
+    if _depends_on_input(call):
+        call.reads(_numbers(dim), "cuts it at a length that depends on the input")
     if _depends_on_input(call) and not graph.is_symbolic(length):
-        call.reads(dim, "cuts it at a length that depends on the input")
         return [replaced(dims, position, fresh(width, call.why("cut by the input")))]
     if width == length:
         return [dims]
@@ -67,7 +75,8 @@ def sliced(call: Call) -> list[Dims]:
         return [replaced(dims, position, _every(call, dim, start, width, step))]
     if width == 0:
         return [replaced(dims, position, fresh(0))]
-    return [replaced(dims, position, cut_out(call, dim, start, width))]
+    elsewhere = put_along([call.node], len(dims)) not in (None, position)
+    return [replaced(dims, position, cut_out(call, dim, start, width, units=elsewhere))]
 
 
 def _depends_on_input(call: Call) -> bool:
@@ -86,19 +95,29 @@ def _every(call: Call, dim: Dim, start: int, width: int, step: int) -> Dim:
 def select(call: Call) -> list[Dims]:
     """One position of `dim`, which disappears."""
     dims, position = call.dims("self"), call.axis()
+    dim, rest = dims[position], replaced(dims, position)
     if isinstance(call.arguments["index"], fx.Node):
-        call.reads(dims[position], "picks a position that depends on the input")
-    elif dims[position]:
-        index = call.number("index") % size(dims[position])
-        cut_out(call, dims[position], index, 1)
-    return [replaced(dims, position)]
+        call.reads(dim, "picks a position that depends on the input")
+    elif dim:
+        along = put_along([call.node], len(rest))
+        index = call.number("index") % size(dim)
+        unit = cut_out(call, dim, index, 1, units=along is not None)
+        return [_going_with(unit, rest, along)]
+    return [rest]
 
 
 def unbind(call: Call) -> list[Dims]:
     """Every position of `dim` by itself."""
     dims, position = call.dims("self"), call.axis()
-    _pieces(call, dims[position], [1] * size(dims[position]))
-    return [replaced(dims, position)] * len(call.shapes)
+    rest = replaced(dims, position)
+    along = put_along(call.node.users, len(rest))
+    units = _pieces(call, dims[position], [1] * len(call.shapes), units=along is not None)
+    return [_going_with(unit, rest, along) for unit in units]
+
+
+def _going_with(unit: Dim, dims: Dims, along: int | None) -> Dims:
+    """`dims` that are there as long as `unit` is, which begins the dimension `along`."""
+    return dims if along is None else replaced(dims, along, (*unit, *dims[along]))
 
 
 def split(call: Call) -> list[Dims]:
@@ -106,11 +125,12 @@ def split(call: Call) -> list[Dims]:
     dims, position = call.dims("self"), call.axis()
     widths = [shape[position] for shape in call.shapes]
     given = call.arguments.get("split_sizes", call.arguments.get("split_size"))
-    listed = isinstance(given, (list, tuple))
-    if len(widths) > 1 and not listed and any(map(graph.is_symbolic, widths)):
-        constant = tuple(a for a in resolve(dims[position]) if not graph.is_symbolic(a.size))
-        call.reads(constant, "cuts it at lengths that depend on the input")
-    pieces = _pieces(call, dims[position], widths)
+    if not isinstance(given, (list, tuple)) and any(map(graph.is_symbolic, widths)):
+        numbers = _numbers(dims[position])
+        if len(set(widths)) > 1 or size(numbers) % len(widths):  # else equal at all lengths
+            call.reads(numbers, "cuts it at lengths that depend on the input")
+    elsewhere = put_along(call.node.users, len(dims)) not in (None, position)
+    pieces = _pieces(call, dims[position], widths, units=elsewhere)
     return [replaced(dims, position, piece) for piece in pieces]
 
 
@@ -120,51 +140,6 @@ def halve(call: Call) -> list[Dims]:
     half = size(dims[position]) // 2
     a, b = _pieces(call, dims[position], [half, half])
     return [replaced(dims, position, joined(a, b, call))]
-
-
-def concatenate(call: Call) -> list[Dims]:
-    """Tensors side by side along `dim`; elsewhere they run together."""
-    rank = len(call.shapes[0])
-    tensors = [call.operand(node) for node in call.tensors()]
-    tensors = [dims for dims in tensors if len(dims) == rank]  # an empty list-like is skipped
-    position = call.number("dim") % rank
-    rest: Dims = ()
-    for dims in tensors:
-        rest = broadcast(rest, replaced(dims, position, ()), call)
-    return [replaced(rest, position, side_by_side([dims[position] for dims in tensors]))]
-
-
-def stack(call: Call) -> list[Dims]:
-    """Tensors on top of each other along a new dimension, whose positions are told apart.
-
-    A position goes with all of its tensor, which begins with a unit where it is like no other.
-    """
-    position = call.number("dim") % len(call.shapes[0])
-    operands = [call.operand(node) for node in call.tensors()]
-    units: list[Dim] = [()] * len(operands)
-    own = _dimension_of_its_own(operands)
-    if own is not None:
-        for number, dims in enumerate(operands):
-            units[number], inner = beginning_with_unit(dims[own])
-            operands[number] = replaced(dims, own, inner)
-    rest: Dims = ()
-    for dims in operands:
-        rest = broadcast(rest, dims, call)
-    return [(*rest[:position], side_by_side(units), *rest[position:])]
-
-
-def _dimension_of_its_own(operands: Sequence[Dims]) -> int | None:
-    """The last dimension that begins with axes of its own in each of several operands."""
-    if len(operands) == 1:
-        return None
-    occurring = Counter(axis for dims in operands for dim in dims for axis in members(dim))
-    for position in reversed(range(len(operands[0]))):
-        found = [resolve(dims[position]) for dims in operands]
-        first = [dim[:1] if dim and dim[0].size == 1 else dim for dim in found]
-        own = all(dim and all(occurring[axis] == 1 for axis in members(dim)) for dim in first)
-        if own and not any(graph.is_symbolic(size(dim)) for dim in found):
-            return position
-    return None
 
 
 def pad(call: Call) -> list[Dims]:

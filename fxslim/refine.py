@@ -81,27 +81,27 @@ def _begin_with_unit(axis: Axis) -> None:
     axis.parts, axis.factors = None, (unit, rest)
 
 
-def cut(dim: Dim, bounds: Sequence[int], why: Block) -> list[Dim]:
+def cut(dim: Dim, bounds: Sequence[int], why: Block, *, units: bool = False) -> list[Dim]:
     """Cut `dim` at positions 0 < bounds < size, and return the pieces in order.
 
-    A cut that would go through the middle of an inner factor blocks the whole dimension, and one
-    that leaves a single position alone blocks that.
+    A cut that would go through the middle of an inner factor blocks the whole dimension.  One that
+    leaves a single position alone blocks that, unless it is to be a unit.
     """
-    pieces = _cut(dim, bounds, why)
+    pieces = _cut(dim, bounds, why, units=units)
     for piece in pieces:
-        if size(piece) == 1:
+        if size(piece) == 1 and not units:
             block(piece, why)
-    return [piece if size(piece) != 1 else () for piece in pieces]
+    return [() if size(piece) == 1 and blocks(piece) else piece for piece in pieces]
 
 
-def _cut(dim: Dim, bounds: Sequence[int], why: Block) -> list[Dim]:
+def _cut(dim: Dim, bounds: Sequence[int], why: Block, *, units: bool = False) -> list[Dim]:
     """`cut`, for parts that stay in a sum."""
     dim = resolve(dim)
     if not bounds:
         return [dim]
     outer, rest = dim[0], dim[1:]
     if outer.size == 1:
-        return [(outer, *piece) for piece in _cut(rest, bounds, why)]
+        return [(outer, *piece) for piece in _cut(rest, bounds, why, units=units)]
     step = size(rest)
     widths = [b - a for a, b in pairwise([0, *bounds, size(dim)])]
     if any(bound % step for bound in bounds):
@@ -109,12 +109,13 @@ def _cut(dim: Dim, bounds: Sequence[int], why: Block) -> list[Dim]:
         return [fresh(width, why) for width in widths]
     widths = [width // step for width in widths]
     if outer.parts is None:
-        outer.parts = tuple(fresh(width, outer.block) for width in widths)
+        new = [(Axis(w, outer.block),) if units else fresh(w, outer.block) for w in widths]
+        outer.parts = tuple(new)
         return [(*part, *rest) for part in outer.parts]
-    return [(*piece, *rest) for piece in _cut_parts(outer, widths, why)]
+    return [(*piece, *rest) for piece in _cut_parts(outer, widths, why, units=units)]
 
 
-def _cut_parts(axis: Axis, widths: Sequence[int], why: Block) -> list[Dim]:
+def _cut_parts(axis: Axis, widths: Sequence[int], why: Block, *, units: bool) -> list[Dim]:
     """Cut a sum into pieces of `widths`; a piece that spans several parts is a sum of them."""
     assert axis.parts is not None
     ends = list(accumulate(widths))
@@ -123,7 +124,7 @@ def _cut_parts(axis: Axis, widths: Sequence[int], why: Block) -> list[Dim]:
     for part in axis.parts:
         stop = start + size(part)
         inside = [end - start for end in ends if start < end < stop]
-        for piece in _cut(part, inside, why):
+        for piece in _cut(part, inside, why, units=units):
             while index < len(ends) - 1 and start >= ends[index]:
                 index += 1
             pieces[index].append(piece)

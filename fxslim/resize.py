@@ -17,6 +17,7 @@ from torch import fx
 from fxslim import graph
 from fxslim.axes import Dim, size
 from fxslim.calls import Call, Dims
+from fxslim.lengths import narrow_length
 from fxslim.positions import Keep, kept_before, kept_positions, narrowed_size
 from fxslim.refine import regroup
 
@@ -28,6 +29,7 @@ __all__ = [
     "position",
     "repeats",
     "result_sizes",
+    "selections",
     "split_sizes",
     "times",
     "unflattened",
@@ -43,7 +45,7 @@ def _new_size(node: fx.Node, given: Any, dim: Dim, keep: Keep, *, infer: bool) -
     old, new = size(dim), narrowed_size(dim, keep)
     if old == new or given == -1:
         return given
-    if not isinstance(given, fx.Node):
+    if not isinstance(given, fx.Node) or not graph.is_symbolic(new):
         return new
     if infer:
         return -1
@@ -105,13 +107,16 @@ def split_sizes(call: Call, results: list[Dims], keep: Keep) -> None:
 
 
 def _split_at_symbols(call: Call, pieces: list[Dim], keep: Keep) -> None:
-    """The widths as they are given; a number of pieces stays what it is."""
-    for name in call.arguments.keys() & {"split_size", "split_sizes"}:
-        given = call.arguments[name]
-        listed = given if isinstance(given, (list, tuple)) else [given]
-        stated = zip(listed, pieces[: len(listed)], strict=True)
-        new = [_new_size(call.node, n, dim, keep, infer=False) for n, dim in stated]
-        graph.set_argument(call.node, name, new if listed is given else new[0])
+    """The widths as they are listed, or read from what has them."""
+    node, given = call.node, call.arguments.get("split_sizes")
+    if given is None:
+        with node.graph.inserting_before(node):
+            widths = [narrow_length(node, piece, keep, call.operand) for piece in pieces]
+    else:
+        stated = zip(given, pieces, strict=True)
+        widths = [_new_size(node, n, dim, keep, infer=False) for n, dim in stated]
+    node.target = torch.ops.aten.split_with_sizes.default
+    node.args, node.kwargs = (call.arguments["self"], widths, call.axis()), {}
 
 
 def bounds(call: Call, results: list[Dims], keep: Keep) -> None:
@@ -139,6 +144,14 @@ def position(call: Call, results: list[Dims], keep: Keep) -> None:
     if narrowed_size(dim, keep) != size(dim):
         index = call.number("index") % size(dim)
         graph.set_argument(call.node, "index", *kept_before(dim, keep, [index]))
+
+
+def selections(call: Call, results: list[Dims], keep: Keep) -> None:
+    """What is unbound becomes selected, position by position, and is resized as that."""
+    dim = call.dims("self")[call.axis()]
+    for item in list(call.node.users) if narrowed_size(dim, keep) != size(dim) else ():
+        item.target = torch.ops.aten.select.int
+        item.args = (call.arguments["self"], call.axis(), item.args[1])
 
 
 def repeats(call: Call, results: list[Dims], keep: Keep) -> None:

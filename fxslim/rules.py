@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxslim import fused, graph, indexing, pieces, products, resize, views
+from fxslim import fused, graph, indexing, pieces, products, resize, together, views
 from fxslim.calls import Call, Dims
 from fxslim.notation import Pattern
 from fxslim.resize import Resize
@@ -105,12 +105,12 @@ RULES: dict[str, Row] = {
     "bmm": _row("b m k, b k n -> b m n"),
     "broadcast_to": _row(views.expand, resize.result_sizes("size")),
     "bucketize": _row(views.first_against_all),
-    "cat": _row(pieces.concatenate),
+    "cat": _row(together.concatenate),
     "cdist": _row(products.distances),
     "chunk": _SPLIT,
     "clone": _FIRST,
     "complex": _SAME,
-    "concat": _row(pieces.concatenate),
+    "concat": _row(together.concatenate),
     "constant_pad_nd": _row(pieces.pad),
     "contiguous": _FIRST,
     "conv1d": _row(products.convolution, resize.groups("weight", "groups")),
@@ -254,7 +254,7 @@ RULES: dict[str, Row] = {
     "split": _SPLIT,
     "split_with_sizes": _SPLIT,
     "squeeze": _row(views.view, resize.unit_dims),
-    "stack": _row(pieces.stack),
+    "stack": _row(together.stack),
     "stft": _READ_ALL,
     "sum": _row(views.sum_over),
     "t": _row(views.transpose),
@@ -266,7 +266,7 @@ RULES: dict[str, Row] = {
     "triu": _row("... m! n! -> ... m n"),
     "triu_indices": _ENUMERATE,
     "type_as": _FIRST,
-    "unbind": _row(pieces.unbind),
+    "unbind": _row(pieces.unbind, resize.selections),
     "unflatten": _row(views.view, resize.unflattened),
     "unfold": _row(pieces.unfold),
     "unsafe_chunk": _SPLIT,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import reduce
-from operator import mul
 from typing import Any
 
 import torch
@@ -12,9 +10,9 @@ from torch import fx
 
 from fxslim import graph
 from fxslim.analysis import AxisMap
-from fxslim.axes import Dim, resolve, size
+from fxslim.axes import resolve
 from fxslim.calls import Dims
-from fxslim.errors import PlanError
+from fxslim.lengths import narrow_length, read_length
 from fxslim.positions import Keep, narrowed_size
 
 __all__ = ["remove_empty"]
@@ -44,7 +42,9 @@ def remove_empty(axes: AxisMap, keep: Keep) -> None:
         for operand in graph.tensor_inputs(node):
             if operand in empty and operand.op == "call_function":
                 with node.graph.inserting_before(node):
-                    sizes = [_size_of(axes, node, dim, keep, empty) for dim in axes.of(operand)]
+                    sizes = [
+                        narrow_length(node, dim, keep, axes.of, empty) for dim in axes.of(operand)
+                    ]
                     node.replace_input_with(operand, _zeros(operand, sizes))
 
 
@@ -74,7 +74,7 @@ def _read_sizes_elsewhere(
         value = user.meta.get("val")
         if isinstance(value, torch.SymInt):
             with node.graph.inserting_before(user):
-                read = _read(axes, user, graph.generic_size(value), keep, empty)
+                read = read_length(user, graph.generic_size(value), keep, axes.of, empty)
             if read is not None:
                 user.replace_all_uses_with(read)
 
@@ -84,7 +84,7 @@ def _replace(axes: AxisMap, node: fx.Node, keep: Keep, empty: Collection[fx.Node
     contracted = {c.operand for c in axes.contractions[node]}
     added = [n for n in graph.tensor_inputs(node) if n not in contracted]
     with node.graph.inserting_before(node):
-        sizes = [_size_of(axes, node, dim, keep, empty) for dim in dims]
+        sizes = [narrow_length(node, dim, keep, axes.of, empty) for dim in dims]
         value = _expanded(axes, node, added[0], dims, sizes) if added else _zeros(node, sizes)
     for user in list(node.users):
         other = None if added else _other_summand(user, node)
@@ -114,45 +114,3 @@ def _other_summand(user: fx.Node, node: fx.Node) -> fx.Node | None:
     a, b = user.args
     other = b if a is node else a
     return other if isinstance(other, fx.Node) and graph.is_tensor(other) else None
-
-
-def _size_of(axes: AxisMap, node: fx.Node, dim: Dim, keep: Keep, empty: Collection[fx.Node]) -> Any:
-    """The size of `dim` as an argument: a number, or read from an earlier tensor that has it."""
-    wanted = narrowed_size(dim, keep)
-    if not graph.is_symbolic(wanted):
-        return wanted
-    read = _read(axes, node, wanted, keep, empty)
-    factors = resolve(dim)
-    if read is None and len(factors) > 1:
-        sizes = [_size_of(axes, node, (factor,), keep, empty) for factor in factors]
-        return reduce(lambda a, b: _product(node, a, b), sizes)
-    if read is None:
-        raise PlanError(
-            f"cannot remove all heads of the attention before {graph.user_name(node)}: no earlier "
-            "tensor has the length of its result; keep at least one head there (min_heads=1)"
-        )
-    return read
-
-
-def _product(node: fx.Node, a: Any, b: Any) -> Any:
-    made = node.graph.call_function(mul, (a, b))
-    made.meta["val"] = mul(*(x.meta["val"] if isinstance(x, fx.Node) else x for x in (a, b)))
-    return made
-
-
-def _read(
-    axes: AxisMap, node: fx.Node, wanted: int, keep: Keep, empty: Collection[fx.Node]
-) -> fx.Node | None:
-    """The length `wanted`, read before `node` from a dimension that stays as it is."""
-    for earlier in axes.program.graph.nodes:
-        if earlier is node:
-            break
-        if graph.is_tensor(earlier) and earlier in axes.dims and earlier not in empty:
-            dims = axes.of(earlier)
-            staying = (at for at, dim in enumerate(dims) if narrowed_size(dim, keep) == size(dim))
-            at = next((at for at in staying if size(dims[at]) == wanted), None)
-            if at is not None:
-                read = node.graph.call_function(torch.ops.aten.sym_size.int, (earlier, at))
-                read.meta["val"] = earlier.meta["val"].shape[at]
-                return read
-    return None

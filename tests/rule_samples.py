@@ -1,5 +1,7 @@
 """Samples of every operator rule: real calls, and what the table makes of each."""
 
+from operator import getitem
+
 import torch
 from torch import fx
 
@@ -34,11 +36,24 @@ def waves(*shape):
     return torch.complex(x(*shape), x(*shape))
 
 
+def pieces(number, target, *args):
+    """Every piece that an operator cuts a tensor into."""
+    cut = call(target, *args)
+    return [call(getitem, cut, index) for index in range(number)]
+
+
+def picked(number, tensor, dim):
+    """Every position of a dimension by itself."""
+    return [call(aten.select.int, tensor, dim, index) for index in range(number)]
+
+
 def flex(score_mod, mask_mod, *blocks):
     """The arguments of `flex_attention` that follow query, key and value."""
     mask = (1, 1, *blocks, *[None] * (12 - len(blocks)), 128, 128, fx.symbolic_trace(mask_mod))
     return fx.symbolic_trace(score_mod), mask, 0.5, {}
 
+
+SLICED = x(2, 6)
 
 SAMPLES = [
     # the same, element by element
@@ -286,6 +301,29 @@ SAMPLES = [
     sample("a b, 1 b -> (a|1) b", aten.cat.default, [x(2, 3), x(1, 3)], -2),
     sample("a, b c, d c -> (b|d) c", aten.cat.default, [x(0), x(2, 3), x(2, 3)]),
     sample("a b, a c -> a (b|c)", aten.concat.default, [x(2, 3), x(2, 3)], -1),
+    sample(
+        "a (b c), a (d c) -> ((b|d) a) c",
+        aten.cat.default,
+        pieces(2, aten.split.Tensor, x(2, 6), 3, 1),
+    ),
+    sample(
+        "(a b) c, (d b) c -> b ((a|d) c)",
+        aten.cat.default,
+        pieces(2, aten.chunk.default, x(6, 4), 2),
+        1,
+    ),
+    sample(
+        "a (b c), a (d c) -> ((b|d) a) c",
+        aten.cat.default,
+        [call(aten.slice.Tensor, SLICED, 1, 0, 3), call(aten.slice.Tensor, SLICED, 1, 3, 6)],
+    ),
+    sample("a (b c), a (d c) -> a ((b c)|(d c))", aten.cat.default, picked(2, x(3, 2, 4), 1), 1),
+    sample(
+        "(a b) c, (d b) c -> ((a b)|(d b)) c",
+        aten.cat.default,
+        pieces(2, aten.unbind.int, x(3, 2, 4), 1),
+    ),
+    sample("a (b c), a (d c) -> a (b|d) c", aten.stack.default, picked(2, x(3, 2, 4), 1), 1),
     sample("a (b c), a (d c) -> a (b|d) c", aten.stack.default, [x(2, 3), x(2, 3)], 1),
     sample("a (b c), a (d c) -> a c (b|d)", aten.stack.default, [x(2, 3), x(2, 3)], -1),
     sample("a b -> 1 a b", aten.stack.default, [x(2, 3)]),

@@ -217,6 +217,8 @@ class Attention(nn.Module):
             case "eager":
                 p, extra = self._probabilities(q @ k.transpose(2, 3) / (1 / self.scale), bias)
                 return p @ v, extra
+            case "in_pieces":
+                return self._in_pieces(q, k, v, bias)
         return self._merged(q, k, v, bias)
 
     def _merged(
@@ -234,6 +236,18 @@ class Attention(nn.Module):
             scores = torch.bmm(q, k.transpose(1, 2)) * self.scale
             p, extra = self._probabilities(scores.view(b, h, s, m), bias)
         return torch.bmm(p.reshape(b * h, s, m), v).view(b, h, s, v.shape[2]), extra
+
+    def _in_pieces(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The width cut into heads, which lie side by side along the batch."""
+        b, h, s, m = *q.shape[:3], k.shape[2]
+        q, k, v = (torch.cat(x.transpose(1, 2).flatten(2).split(x.shape[3], 2)) for x in (q, k, v))
+        scores = (q @ k.transpose(1, 2) * self.scale).view(h, b, s, m).transpose(0, 1)
+        p, extra = self._probabilities(scores, bias)
+        context = p.transpose(0, 1).reshape(h * b, s, m) @ v
+        together = torch.cat(context.split(b) if self.spec.bias else context.chunk(h), dim=2)
+        return together.unflatten(2, (h, -1)).transpose(1, 2), extra
 
     def _probabilities(self, scores: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         spec = self.spec
@@ -318,6 +332,9 @@ class Attention(nn.Module):
             case "beside_heads":
                 other = self.other(x).view(b, s, 2, d)
                 return self.out(torch.cat([other, context.transpose(1, 2)], dim=2).flatten(2))
+            case "picked":
+                heads = context.unbind(1) if self.spec.bias else [context[:, n] for n in range(h)]
+                return self.out(torch.cat(heads, -1))
             case "twice":
                 return self.out(merged) * torch.tanh(self.second(merged))
         return self.out(merged)

@@ -174,12 +174,15 @@ class Program:
         return {self.path[name]: heads for name, heads in kept.items()}
 
     def in_one_step(self, plan: fxslim.PruningPlan) -> bool:
-        """Whether the plan fits the whole model: what is left of a unit may be parted, say."""
+        """Whether the plan fits the whole model: what is left of a unit may be parted, say.
+
+        A layer may be refused until what shares its weight has become narrow.
+        """
         if self.spec.tied == "none":
             return self.in_units(plan.kept)
         try:
             check_plan(plan, self.sites)
-        except fxslim.PlanError:
+        except (fxslim.PlanError, fxslim.UnsupportedSite):
             return False
         return True
 

@@ -43,6 +43,8 @@ class AttentionSpec:
         """Whether heads can be removed; None where it is open, because the layout is contrived."""
         if self.is_grouped and self.projection == "interleaved" and self.tiled:
             return None  # a query head lies beside one KV head, and attends to another
+        if self.is_grouped and self.output == "picked":
+            return None  # picked from the product of groups and their heads
         if self.coupling in READ_ELSEWHERE and self.projection in ONE_WEIGHT:
             return None  # queries, keys and values are cut together
         return self.heads > 1 and self.coupling in ("none", *READ_ELSEWHERE)
@@ -146,14 +148,16 @@ CROSS_PROJECTIONS = [
     "on_top",
 ]  # fmt: skip
 PROJECTIONS = {True: SELF_PROJECTIONS, False: CROSS_PROJECTIONS}
-CORES = ["sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa"]
+CORES = ["sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa", "in_pieces"]
 NEED_SCORES = {"talking_before", "talking_after", "probabilities", "max_of_scores"}
 DISTRACTORS = [
     "router", "top_experts", "pooling", "squeeze", "softmax_gate", "linear_attention", "similarity",
     "memory_lookup", "class_scores",
 ]  # fmt: skip
 GATES = ["elementwise", "per_head", "routed", "parameter", "common"]
-OUTPUTS = ["linear", "matmul", "addmm", "einsum", "conv", "beside", "beside_heads", "twice"]
+OUTPUTS = [
+    "linear", "matmul", "addmm", "einsum", "conv", "beside", "beside_heads", "twice", "picked",
+]  # fmt: skip
 COUPLINGS = [
     "layer_norm", "rms_norm", "talking_before", "talking_after", "probabilities", "max_of_scores",
     "cumsum", "sort", "mean", "sum", "roll", "flat_query_norm", "returned",
@@ -202,7 +206,7 @@ def consistent(spec: AttentionSpec) -> AttentionSpec:
     """The nearest specification that can be built."""
     if spec.projection in ("apart", "on_top") and spec.head_dim == 1:
         spec = replace(spec, projection="separate")  # a layer of one row has no axis
-    if spec.projection in ("stacked", "latent", "module"):
+    if spec.projection in ("stacked", "latent", "module") or spec.core == "in_pieces":
         spec = replace(spec, kv_heads=spec.heads)
     if spec.projection in ("stacked", "interleaved", "module"):
         spec = replace(spec, value_dim=spec.head_dim)
@@ -250,7 +254,9 @@ def with_rows(draw, layer: LayerSpec, role: str, rows: int) -> LayerSpec:
         kv_heads = draw(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
     else:
         heads, kv_heads = heads * group, heads
-    spec = replace(layer.attention, projection="separate", heads=heads, kv_heads=kv_heads)
+    core = "eager" if layer.attention.core == "in_pieces" else layer.attention.core
+    spec = replace(layer.attention, projection="separate", core=core)
+    spec = replace(spec, heads=heads, kv_heads=kv_heads)
     spec = replace(spec, **{"value_dim" if role == "v" else "head_dim": run})
     if spec.coupling in READ_ELSEWHERE:
         spec = replace(spec, coupling="none")
