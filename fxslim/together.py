@@ -41,11 +41,20 @@ def concatenate(call: Call) -> list[Dims]:
     position = call.number("dim") % rank
     along = _cut_along(call, position)
     if along is not None:
-        return [_transposed(call, tensors, along, position)]
+        return [_settled(call, _transposed(call, tensors, along, position))]
     rest: Dims = ()
     for dims in tensors:
         rest = broadcast(rest, replaced(dims, position, ()), call)
-    return [replaced(rest, position, side_by_side([dims[position] for dims in tensors]))]
+    beside = side_by_side([dims[position] for dims in tensors])
+    return [_settled(call, replaced(rest, position, beside))]
+
+
+def _settled(call: Call, dims: Dims) -> Dims:
+    """`dims` in which no unit is a dimension by itself any more, as pieces may have it."""
+    alone = [size(dim) == 1 for dim in dims]
+    for dim, is_alone in zip(dims, alone, strict=True):
+        call.reads(dim if is_alone else (), "has it for a single position")
+    return tuple(() if is_alone else dim for dim, is_alone in zip(dims, alone, strict=True))
 
 
 def _transposed(call: Call, pieces: Sequence[Dims], along: int, position: int) -> Dims:
@@ -68,8 +77,10 @@ def _cut_along(call: Call, position: int) -> int | None:
     (source, *others), (piece, *unequal) = sources, shapes
     if source is None or others or unequal or len(nodes) == 1:
         return None
-    pairs = enumerate(zip(graph.shape(source.meta["val"]), piece, strict=False))
-    cut = (d for d, (whole, part) in pairs if d != position and whole == len(nodes) * part)
+    whole = graph.shape(source.meta["val"])
+    if len(whole) != len(piece):
+        return None
+    cut = (d for d in range(len(whole)) if d != position and whole[d] == len(nodes) * piece[d])
     return next(cut, None)
 
 
@@ -98,7 +109,7 @@ def stack(call: Call) -> list[Dims]:
     rest: Dims = ()
     for dims in operands:
         rest = broadcast(rest, dims, call)
-    return [(*rest[:position], side_by_side(units), *rest[position:])]
+    return [_settled(call, (*rest[:position], side_by_side(units), *rest[position:]))]
 
 
 def _dimension_of_its_own(operands: Sequence[Dims]) -> int | None:

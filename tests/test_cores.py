@@ -19,7 +19,7 @@ from tests.models import (
     softmax_core,
     split,
 )
-from tests.zoo.reference import call_of, compare
+from tests.zoo.reference import call_of, compare, without_heads
 
 
 def sites_of(model, dynamic=True):
@@ -308,6 +308,58 @@ def test_single_heads_side_by_side_are_one_attention():
     heads = "layers.0.attention.heads."
     left = {n.removeprefix(heads)[0] for n, _ in slim.named_parameters() if n.startswith(heads)}
     assert left == {"0", "2"}
+
+
+def along_the_batch(q, k, v):
+    """Heads cut from the width, side by side along the batch (Set Transformer)."""
+    context = softmax_core(*(torch.cat(x.split(HEAD_DIM, -1)) for x in (q, k, v)))
+    return torch.cat(context.split(q.shape[0]), -1)
+
+
+def cut_after_a_view(q, k, v):
+    """Nobody else's heads are of these sizes, and they come from a view and a flattening."""
+    return along_the_batch(*(split(x).transpose(1, 2).flatten(2) for x in (q, k, v)))
+
+
+def picked(q, k, v):
+    """Heads that are picked one by one, and put side by side again."""
+    context = softmax_core(split(q), split(k), split(v))
+    return torch.cat([context[:, n] for n in range(HEADS)], -1)
+
+
+def unbound(q, k, v):
+    """Stacked, and unbound again."""
+    context = softmax_core(*(torch.stack(x.chunk(HEADS, -1)) for x in (q, k, v)))
+    return torch.cat(context.unbind(), -1)
+
+
+def split_alone(q, k, v):
+    """Every head of a dimension of one."""
+    context = softmax_core(split(q), split(k), split(v))
+    return torch.cat(context.split(1, 1), -1).squeeze(1)
+
+
+@pytest.mark.parametrize(
+    "attend", [along_the_batch, cut_after_a_view, picked, unbound, split_alone]
+)
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_pieces_that_are_put_together_again_are_heads(attend, dynamic):
+    class Pieces(Attention):
+        def forward(self, x):
+            return self.o(attend(self.q(x), self.k(x), self.v(x)))
+
+    model = Pieces()
+    program = fxslim.capture(model, example(1), dynamic=dynamic)
+    (site,) = fxslim.find_attention(program)
+    assert (site.kind, site.num_heads, site.prunable) == ("mha", HEADS, True)
+    x = example(3, 7) if dynamic else example(1)
+    for kept in [1, 2], [3], []:
+        slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: kept}, 0.5))
+        assert all(
+            p.shape[0] == len(kept) * HEAD_DIM for n, p in slim.named_parameters() if n[0] in "qkv"
+        )
+        dense = without_heads(model, [site], {site.name: kept})
+        torch.testing.assert_close(slim(x), dense(x))
 
 
 @pytest.mark.parametrize("calls", [1, 2])

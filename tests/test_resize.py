@@ -79,6 +79,23 @@ def split_at_a_symbol(y, slopes):
     return one.view(b, HEADS, s, WIDTH).transpose(1, 2).reshape(b, s, HEADS * WIDTH)
 
 
+def side_by_side_in_the_batch(y, slopes):
+    heads = torch.cat(y.split(WIDTH, -1))
+    return torch.cat(heads.split(y.shape[0]), -1)
+
+
+def chunks_of_the_batch(y, slopes):
+    return torch.cat(torch.cat(y.chunk(HEADS, -1)).chunk(HEADS), -1)
+
+
+def lists_of_the_batch(y, slopes):
+    return torch.cat(torch.cat(y.chunk(HEADS, -1)).split([y.shape[0]] * HEADS), -1)
+
+
+def one_by_one(y, slopes):
+    return torch.cat(y.unflatten(-1, (HEADS, WIDTH)).unbind(2), -1)
+
+
 def strided_width(y, slopes):
     heads = y.unflatten(-1, (HEADS, WIDTH))
     return torch.cat([heads[..., ::WIDTH], heads[..., 1:]], -1).flatten(-2)
@@ -94,29 +111,44 @@ BETWEEN = [
     tiled_heads,
     sliced_length,
     split_at_a_symbol,
+    side_by_side_in_the_batch,
+    chunks_of_the_batch,
+    lists_of_the_batch,
+    one_by_one,
     strided_width,
 ]
 KEPT = [0, 2]
 
 
+def narrow(program, kept):
+    """The program with these heads, be they positions of an axis or axes of one position each."""
+    axis_map = analyse(program)
+    weight = next(n for n in program.graph.nodes if n.target == "first.weight")
+    found = list(leaves(axis_map.of(weight)[0]))
+    heads = [leaf for leaf in found if leaf.size == 1] or [found[0]]
+    assert all(leaf.block is None for leaf in heads)
+    if len(heads) == 1:
+        keep = {heads[0]: kept}
+    else:
+        keep = {leaf: [] for n, leaf in enumerate(heads) if n not in kept}
+    return Narrow(axis_map, keep)(program).graph_module
+
+
 @pytest.mark.parametrize("between", BETWEEN, ids=lambda f: f.__name__)
-def test_narrowing_is_masking_at_every_batch_size(between):
+def test_narrowing_is_masking_at_every_batch_size_and_again(between):
     wide = 2 if between in (repeated_heads, tiled_heads) else 1
     model = Heads(between, wide).double()
     program = capture(model, (torch.randn(2, 7, 5, dtype=torch.double),))
-    axis_map = analyse(program)
-    weight = next(n for n in program.graph.nodes if n.target == "first.weight")
-    heads = next(leaf for leaf in leaves(axis_map.of(weight)[0]) if leaf.size == HEADS)
-    assert heads.block is None
-    slim = Narrow(axis_map, {heads: KEPT})(program).graph_module
-    assert slim.first.weight.shape == (len(KEPT) * WIDTH, 5)
-    mask = torch.zeros(HEADS, WIDTH, dtype=torch.double)
-    mask[KEPT] = 1
-    with torch.no_grad():
-        model.last.weight.copy_(model.last.weight * masked_columns(between, mask))
-        for batch, length in [(2, 7), (3, 5), (1, 4)]:
-            x = torch.randn(batch, length, 5, dtype=torch.double)
-            torch.testing.assert_close(slim(x), model(x))
+    once = narrow(program, KEPT)
+    for slim, kept in (once, KEPT), (narrow(once, [1]), KEPT[1:]):
+        assert slim.first.weight.shape == (len(kept) * WIDTH, 5)
+        mask = torch.zeros(HEADS, WIDTH, dtype=torch.double)
+        mask[kept] = 1
+        with torch.no_grad():
+            model.last.weight.copy_(model.last.weight * masked_columns(between, mask))
+            for batch, length in [(2, 7), (3, 5), (1, 4)]:
+                x = torch.randn(batch, length, 5, dtype=torch.double)
+                torch.testing.assert_close(slim(x), model(x))
 
 
 def masked_columns(between, mask):

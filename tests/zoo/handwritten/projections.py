@@ -133,6 +133,28 @@ class MergedBatch(SplitHeads):
         return self.output(context.transpose(1, 2).reshape(batch, length, INNER))
 
 
+class AlongBatch(SplitHeads):
+    """Heads cut from the width and put side by side along the batch, as Set Transformer has them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend to heads times batch at once, and put the heads side by side again."""
+        projected = self.query(x), self.key(x), self.value(x)
+        parts = (torch.cat(flat.split(HEAD_DIM, dim=2)) for flat in projected)
+        context = self.attend(*parts)
+        return self.output(torch.cat(context.split(x.shape[0]), dim=2))
+
+
+class OneByOne(SplitHeads):
+    """Heads that are picked from their dimension one by one, and put side by side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Concatenate what `unbind` gives."""
+        query, key, value = (
+            self.split(projection(x), HEADS) for projection in (self.query, self.key, self.value)
+        )
+        return self.output(torch.cat(self.attend(query, key, value).unbind(1), dim=-1))
+
+
 class ConvAttention(nn.Module):
     """Attention over the pixels of an image: 1x1 convolutions project."""
 
@@ -222,6 +244,18 @@ def bmm_merged() -> Example:
 
 
 @expects(attentions=2, prunable=2)
+def heads_along_batch() -> Example:
+    """Heads cut from the width, side by side along the batch."""
+    return Stack(lambda: Layer(AlongBatch())), (hidden_states(),)
+
+
+@expects(attentions=2, prunable=2)
+def heads_one_by_one() -> Example:
+    """Heads picked one by one."""
+    return Stack(lambda: Layer(OneByOne())), (hidden_states(),)
+
+
+@expects(attentions=2, prunable=2)
 def conv_attention() -> Example:
     """Two image attentions one after the other."""
     return nn.Sequential(ConvAttention(), ConvAttention()), (_image(),)
@@ -241,6 +275,8 @@ ENTRIES: tuple[Entry, ...] = (
     einsum,
     fused_interleaved,
     fused_unbind,
+    heads_along_batch,
+    heads_one_by_one,
     nanogpt,
     nanogpt_manual,
 )
