@@ -134,7 +134,7 @@ class MergedBatch(SplitHeads):
 
 
 class AlongBatch(SplitHeads):
-    """Heads cut from the width and put side by side along the batch, as Set Transformer has them."""
+    """Heads cut from the width, side by side along the batch, as Set Transformer has them."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to heads times batch at once, and put the heads side by side again."""
