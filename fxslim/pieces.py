@@ -67,8 +67,8 @@ def sliced(call: Call) -> list[Dims]:
     start = call.bound("start", length, 0)
     if _depends_on_input(call):
         call.reads(_numbers(dim), "cuts it at a length that depends on the input")
-    if _depends_on_input(call) and not graph.is_symbolic(length):
-        return [replaced(dims, position, fresh(width, call.why("cut by the input")))]
+        if not graph.is_symbolic(length):
+            return [replaced(dims, position, fresh(width, call.why("cut by the input")))]
     if width == length:
         return [dims]
     if step != 1:

@@ -46,7 +46,7 @@ def why_inseparable(
 
     `side` are the uses of operands that join in from the side.
     """
-    if not all(heads & axis_map.axes(context) for context in parts.context):
+    if not any(heads & axis_map.axes(context) for context in parts.context):
         return "its heads are mixed with each other between the scores and the values"
     source = _source(axis_map, weights, parts)
     added = {

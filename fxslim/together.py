@@ -50,11 +50,11 @@ def concatenate(call: Call) -> list[Dims]:
 
 
 def _settled(call: Call, dims: Dims) -> Dims:
-    """`dims` in which no unit is a dimension by itself any more, as pieces may have it."""
-    alone = [size(dim) == 1 for dim in dims]
-    for dim, is_alone in zip(dims, alone, strict=True):
-        call.reads(dim if is_alone else (), "has it for a single position")
-    return tuple(() if is_alone else dim for dim, is_alone in zip(dims, alone, strict=True))
+    """`dims` in which no unit is a dimension by itself any more, as it may be in a piece."""
+    for dim in dims:
+        if size(dim) == 1:
+            call.reads(dim, "has it for a single position")
+    return tuple(() if size(dim) == 1 else dim for dim in dims)
 
 
 def _transposed(call: Call, pieces: Sequence[Dims], along: int, position: int) -> Dims:

@@ -22,7 +22,7 @@ from tests.models import (
 )
 from tests.models import softmax_core as plain_core
 from tests.zoo import build
-from tests.zoo.reference import call_of, compare
+from tests.zoo.reference import call_of, compare, without_heads
 
 
 @functools.cache
@@ -326,6 +326,42 @@ def test_heads_mixed_after_the_softmax_are_refused():
     assert reasons(sites_of(TalkingAfter())) == [
         "its heads are mixed with each other between the scores and the values"
     ]
+
+
+def beside_the_heads(use):
+    """An attention whose probabilities are used for other values, too."""
+
+    class Beside(Attention):
+        def __init__(self):
+            super().__init__()
+            self.value, self.out = nn.Linear(WIDTH, 7), nn.Linear(7, WIDTH)
+
+        def forward(self, x):
+            q, k, v = (split(linear(x)) for linear in (self.q, self.k, self.v))
+            p = (q @ k.mT).softmax(-1)
+            return self.o(merge(p @ v)) + self.out(use(p) @ self.value(x))
+
+    return Beside()
+
+
+def test_a_head_that_something_else_uses_stays():
+    """Zipformer's first head also mixes values of its own."""
+    model = beside_the_heads(lambda p: p[:, 0])
+    program, x = fxslim.capture(model, example()), example(2, 7)
+    (site,) = fxslim.find_attention(program)
+    assert (site.num_heads, site.prunable) == (3, True)
+    for kept in [0, 2], []:
+        slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: kept}, 0.5))
+        dense = without_heads(model, [site], {site.name: kept})
+        torch.testing.assert_close(slim(x), dense(x))
+
+
+def test_heads_that_something_else_sums_are_refused():
+    """The reason names it."""
+    (mean,) = reasons(sites_of(beside_the_heads(lambda p: p.mean(1))))
+    assert mean == "mean (mean) reads the head axis as a whole"
+    (total,) = reasons(sites_of(beside_the_heads(lambda p: p[:, :2].sum(1))))
+    assert total == "sum (sum_1) mixes the heads before their context is complete"
 
 
 @torch.library.custom_op("fxslim_tests::mystery", mutates_args=())
