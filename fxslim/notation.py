@@ -150,7 +150,8 @@ def joined(a: Dim, b: Dim, call: Call) -> Dim:
 
 
 def broadcast(a: Dims, b: Dims, call: Call) -> Dims:
-    """Join two shapes from the right, as broadcasting does."""
-    length = max(len(a), len(b))
-    padded = [((),) * (length - len(dims)) + tuple(dims) for dims in (a, b)]
-    return tuple(joined(x, y, call) for x, y in zip(*padded, strict=True))
+    """Join two shapes from the right, as broadcasting does; one may have more dimensions."""
+    shared = min(len(a), len(b))
+    first, second = len(a) - shared, len(b) - shared
+    pairs = zip(a[first:], b[second:], strict=True)
+    return (*a[:first], *b[:second], *(joined(x, y, call) for x, y in pairs))

@@ -1,7 +1,7 @@
 """Rules that are functions: operators that cut dimensions into pieces, or write over them.
 
 A position that is cut out alone has to stay, unless all of its tensor goes with it; for that it is
-a unit.  It is where the tensors cut out are put together along another dimension, and nowhere else.
+a unit.  It is where what is cut out is put together again, and nowhere else.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def sliced(call: Call) -> list[Dims]:
         return [replaced(dims, position, _every(call, dim, start, width, step))]
     if width == 0:
         return [replaced(dims, position, fresh(0))]
-    elsewhere = put_along([call.node], len(dims)) not in (None, position)
-    return [replaced(dims, position, cut_out(call, dim, start, width, units=elsewhere))]
+    put = put_along([call.node], len(dims)) is not None
+    return [replaced(dims, position, cut_out(call, dim, start, width, units=put))]
 
 
 def _depends_on_input(call: Call) -> bool:
@@ -129,8 +129,8 @@ def split(call: Call) -> list[Dims]:
         numbers = _numbers(dims[position])
         if len(set(widths)) > 1 or size(numbers) % len(widths):  # else equal at all lengths
             call.reads(numbers, "cuts it at lengths that depend on the input")
-    elsewhere = put_along(call.node.users, len(dims)) not in (None, position)
-    pieces = _pieces(call, dims[position], widths, units=elsewhere)
+    put = put_along(call.node.users, len(dims)) is not None
+    pieces = _pieces(call, dims[position], widths, units=put)
     return [replaced(dims, position, piece) for piece in pieces]
 
 

@@ -16,21 +16,33 @@ from fxslim.views import replaced
 
 __all__ = ["concatenate", "put_along", "stack"]
 
-_CUT, _PUT = {"getitem", "select", "slice"}, {"cat", "concat", "stack"}
+_PUT = {"cat", "concat", "stack"}
 
 
 def put_along(pieces: Iterable[fx.Node], rank: int) -> int | None:
-    """Along which of `rank` dimensions pieces of a tensor are put together, if used only there.
+    """Along which of `rank` dimensions pieces of a tensor are put together, if used only for that.
 
-    A stack has a dimension of its own: then it is the last one, with which a position can go.
+    What is done to a piece alone, and keeps its shape, may come before.  A stack has a dimension of
+    its own: then it is the last one, with which a position can go.
     """
-    users = list(dict.fromkeys(user for piece in pieces for user in piece.users))
-    if rank == 0 or len(users) != 1 or graph.operator_name(users[0]) not in _PUT:
+    together = list(dict.fromkeys(map(_put, pieces)))
+    if rank == 0 or len(together) != 1 or together[0] is None:
         return None
-    if not all(graph.operator_name(node) in _CUT for node in graph.tensor_inputs(users[0])):
-        return None
-    is_stack = graph.operator_name(users[0]) == "stack"
-    return rank - 1 if is_stack else int(graph.arguments(users[0])["dim"]) % rank
+    is_stack = graph.operator_name(together[0]) == "stack"
+    return rank - 1 if is_stack else int(graph.arguments(together[0])["dim"]) % rank
+
+
+def _put(piece: fx.Node) -> fx.Node | None:
+    """The concatenation or stack that a piece ends in, by itself up to there."""
+    shape = graph.shape(piece.meta["val"])
+    while len(piece.users) == 1:
+        (user,) = piece.users
+        if graph.operator_name(user) in _PUT:
+            return user
+        if not graph.is_tensor(user) or graph.shape(user.meta["val"]) != shape:
+            return None
+        piece = user
+    return None
 
 
 def concatenate(call: Call) -> list[Dims]:

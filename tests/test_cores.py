@@ -339,8 +339,14 @@ def split_alone(q, k, v):
     return torch.cat(context.split(1, 1), -1).squeeze(1)
 
 
+def changed_alone(q, k, v):
+    """What is done to a head alone may come between."""
+    context = softmax_core(split(q), split(k), split(v))
+    return torch.stack([head * (n + 1) for n, head in enumerate(context.unbind(1))], 2).flatten(2)
+
+
 @pytest.mark.parametrize(
-    "attend", [along_the_batch, cut_after_a_view, picked, unbound, split_alone]
+    "attend", [along_the_batch, cut_after_a_view, picked, unbound, split_alone, changed_alone]
 )
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_pieces_that_are_put_together_again_are_heads(attend, dynamic):
@@ -360,6 +366,29 @@ def test_pieces_that_are_put_together_again_are_heads(attend, dynamic):
         )
         dense = without_heads(model, [site], {site.name: kept})
         torch.testing.assert_close(slim(x), dense(x))
+
+
+def test_every_head_may_have_a_norm_of_its_own():
+    """A list of them, as StableLM has it; they go with their heads."""
+
+    class Normed(Attention):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(HEAD_DIM) for _ in range(HEADS))
+
+        def heads(self, x):
+            q, k, v = super().heads(x)
+            pieces = zip(self.norms, q.split(1, 1), strict=True)
+            return torch.cat([norm(piece) for norm, piece in pieces], 1), k, v
+
+    model = Normed()
+    program = fxslim.capture(model, example())
+    (site,) = fxslim.find_attention(program)
+    assert (site.num_heads, site.prunable) == (HEADS, True)
+    slim = fxslim.narrow(program, fxslim.PruningPlan({site.name: [0, 3]}, 0.5))
+    assert {n.split(".")[1] for n, _ in slim.named_parameters() if n[0] == "n"} == {"0", "3"}
+    x = example(2, 7)
+    torch.testing.assert_close(slim(x), without_heads(model, [site], {site.name: [0, 3]})(x))
 
 
 @pytest.mark.parametrize("calls", [1, 2])
