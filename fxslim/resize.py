@@ -108,13 +108,14 @@ def split_sizes(call: Call, results: list[Dims], keep: Keep) -> None:
 
 def _split_at_symbols(call: Call, pieces: list[Dim], keep: Keep) -> None:
     """The widths as they are listed, or read from what has them."""
-    node, given = call.node, call.arguments.get("split_sizes")
-    if given is None:
-        with node.graph.inserting_before(node):
-            widths = [narrow_length(node, piece, keep, call.operand) for piece in pieces]
-    else:
+    node = call.node
+    given = call.arguments.get("split_sizes", call.arguments.get("split_size"))
+    if isinstance(given, (list, tuple)):
         stated = zip(given, pieces, strict=True)
         widths = [_new_size(node, n, dim, keep, infer=False) for n, dim in stated]
+    else:
+        with node.graph.inserting_before(node):
+            widths = [narrow_length(node, piece, keep, call.operand) for piece in pieces]
     node.target = torch.ops.aten.split_with_sizes.default
     node.args, node.kwargs = (call.arguments["self"], widths, call.axis()), {}
 

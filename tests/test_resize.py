@@ -92,6 +92,11 @@ def lists_of_the_batch(y, slopes):
     return torch.cat(torch.cat(y.chunk(HEADS, -1)).split([y.shape[0]] * HEADS), -1)
 
 
+def sizes_of_the_batch(y, slopes):
+    heads, sizes = torch.cat(y.chunk(HEADS, -1)), [y.shape[0]] * HEADS
+    return torch.cat(torch.ops.aten.split.sizes(heads, sizes), -1)
+
+
 def one_by_one(y, slopes):
     return torch.cat(y.unflatten(-1, (HEADS, WIDTH)).unbind(2), -1)
 
@@ -114,6 +119,7 @@ BETWEEN = [
     side_by_side_in_the_batch,
     chunks_of_the_batch,
     lists_of_the_batch,
+    sizes_of_the_batch,
     one_by_one,
     strided_width,
 ]
