@@ -126,12 +126,13 @@ BETWEEN = [
 KEPT = [0, 2]
 
 
-def narrow(program, kept):
-    """The program with these heads, be they positions of an axis or axes of one position each."""
+def narrow(program, count, kept):
+    """The program with these of its heads, be they positions of an axis or units."""
     axis_map = analyse(program)
     weight = next(n for n in program.graph.nodes if n.target == "first.weight")
     found = list(leaves(axis_map.of(weight)[0]))
     heads = [leaf for leaf in found if leaf.size == 1] or [found[0]]
+    assert sum(leaf.size for leaf in heads) == count
     assert all(leaf.block is None for leaf in heads)
     if len(heads) == 1:
         keep = {heads[0]: kept}
@@ -145,8 +146,8 @@ def test_narrowing_is_masking_at_every_batch_size_and_again(between):
     wide = 2 if between in (repeated_heads, tiled_heads) else 1
     model = Heads(between, wide).double()
     program = capture(model, (torch.randn(2, 7, 5, dtype=torch.double),))
-    once = narrow(program, KEPT)
-    for slim, kept in (once, KEPT), (narrow(once, [1]), KEPT[1:]):
+    once = narrow(program, HEADS, KEPT)
+    for slim, kept in (once, KEPT), (narrow(once, len(KEPT), [1]), KEPT[1:]):
         assert slim.first.weight.shape == (len(kept) * WIDTH, 5)
         mask = torch.zeros(HEADS, WIDTH, dtype=torch.double)
         mask[kept] = 1
