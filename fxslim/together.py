@@ -52,13 +52,17 @@ def concatenate(call: Call) -> list[Dims]:
     tensors = [dims for dims in tensors if len(dims) == rank]  # an empty list-like is skipped
     position = call.number("dim") % rank
     along = _cut_along(call, position)
-    if along is not None:
-        return [_settled(call, _transposed(call, tensors, along, position))]
+    if along is None:
+        return [_settled(call, _beside(call, tensors, position))]
+    return [_settled(call, _transposed(call, tensors, along, position))]
+
+
+def _beside(call: Call, tensors: Sequence[Dims], position: int) -> Dims:
+    """Tensors side by side along a dimension."""
     rest: Dims = ()
     for dims in tensors:
         rest = broadcast(rest, replaced(dims, position, ()), call)
-    beside = side_by_side([dims[position] for dims in tensors])
-    return [_settled(call, replaced(rest, position, beside))]
+    return replaced(rest, position, side_by_side([dims[position] for dims in tensors]))
 
 
 def _settled(call: Call, dims: Dims) -> Dims:
