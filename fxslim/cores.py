@@ -108,7 +108,7 @@ class _Finder:
         if not heads:
             return self._headless(parts, set(), projections)
         ends = self._ends(parts, set(heads))
-        side = self._side(projections, set(heads), ends)
+        side = self._side(parts, projections, set(heads), ends)
         return Core(
             node=parts.node,
             context=tuple(parts.context),
@@ -235,12 +235,18 @@ class _Finder:
 
     def _side(
         self,
+        parts: Operands,
         projections: dict[str, list[tuple[fx.Node, fx.Node]]],
         heads: set[Axis],
         ends: Iterable[End],
     ) -> dict[Use, frozenset[fx.Node]]:
-        """Operands that carry the heads and come from none of the core's projections."""
+        """Operands that carry the heads and come from none of the core's projections.
+
+        Where the core selects its heads from what it projects, they begin at that use.
+        """
         products = {product for pairs in projections.values() for _, product in pairs}
+        uses = (use for role in parts.uses.values() for use in role)
+        selected = {use for use in uses if use in self.axis_map.selected}
         last = {node for node, _ in ends}
 
         def after(node: fx.Node) -> Iterable[fx.Node]:
@@ -249,12 +255,13 @@ class _Finder:
         def back(node: fx.Node) -> Iterable[fx.Node]:
             return operands_with(self.axis_map, node, heads)
 
-        region = closure(products, after)
+        region = closure((*products, *(user for user, _ in selected)), after)
         found: dict[Use, frozenset[fx.Node]] = {}
         for node in region:
             contracted = {c.operand for c in self.axis_map.contractions.get(node, ())}
             for operand in graph.tensor_inputs(node):
-                if operand in region or operand in contracted or node in products:
+                joined = operand in region or operand in contracted or (node, operand) in selected
+                if joined or node in products:
                     continue
                 if {x for d in self.axis_map.seen_by(node, operand) for x in leaves(d)} & heads:
                     found[node, operand] = frozenset(closure([operand], back))

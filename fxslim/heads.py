@@ -28,15 +28,20 @@ def heads_brought_in(axis_map: AxisMap, weights: Weights, parts: Operands) -> se
 
 
 def heads_selected(axis_map: AxisMap, weights: Weights, parts: Operands) -> set[Axis]:
-    """The free leaves along which the core selects from queries or keys, or did so before.
+    """The leaves along which the core selects from queries or keys, or did so before.
 
-    Values that are selected from have the heads of the scores; those must come from the query.
+    They are free, or what is selected from has a dimension there that a projection alone brought
+    in: something that reads the heads of a side operand may block them.  Values that are selected
+    from have the heads of the scores; those must come from the query.
     """
     uses = (*parts.uses["query"], *parts.uses["key"])
-    dims = (dim for use in uses if use in axis_map.selected for dim in axis_map.selected[use].dims)
-    found = weights.picked.union(leaf for dim in dims for leaf in leaves(dim))
+    found, projected = set(weights.picked), set[Axis]()
+    for use in (use for use in uses if use in axis_map.selected):
+        for dim, seen in zip(axis_map.of(use[1]), axis_map.selected[use].dims, strict=True):
+            by_projection = weights.produced.issuperset(leaves(dim))
+            (projected if by_projection else found).update(leaves(seen))
     free = {leaf for leaf in found if not leaf.block}
-    return free & set(leaves(parts.probabilities)) - parts.keys
+    return (free | projected) & set(leaves(parts.probabilities)) - parts.keys
 
 
 def heads_ended(

@@ -147,10 +147,15 @@ def _as_projected(selecting: Located, located: Located) -> Located:
 
 
 def _described(attention: Attention, before: AttentionSite | None) -> Attention:
-    """An attention with the projections that its site had before it selected its heads."""
+    """An attention with the projections that its site had before it selected its heads.
+
+    Where selecting does not free it, it is refused for what it was refused for before.
+    """
     site = attention.site
-    if before is None or not site.prunable or site.num_heads != before.num_heads:
+    if before is None or site.num_heads != before.num_heads:
         return attention
+    if not site.prunable:
+        return replace(attention, site=replace(site, reason=before.reason or site.reason))
     grouped = before if before.key or before.value else site
     site = replace(
         site,

@@ -44,16 +44,18 @@ def side_operands(axis_map: AxisMap, attentions: Sequence[Sequence[Core]]) -> se
     """Operands that carry an attention's heads, and that others share or read as a whole.
 
     T5's position bias is owned by one layer and used by all: selecting where it is used leaves
-    every layer free to keep other heads.  Layers that share their weights stay together anyway.
+    every layer free to keep other heads.  Layers that share their weights stay together anyway,
+    unless they select from what these make.
     A grouped convolution that has a group for each head ties the heads to its input's channels.
     """
     cores = [core for attention in attentions for core in attention]
     owners: dict[fx.Node, set[frozenset[fx.Node]]] = {}
     for attention in attentions:
-        together = frozenset(weight for core in attention for weight in core.weights)
+        own = {core.node: _own(axis_map, core) for core in attention}
+        together = frozenset[fx.Node]().union(*own.values())
         for core in attention:
             for node in frozenset[fx.Node]().union(*core.side.values()):
-                owners.setdefault(node, set()).add(core.weights if core.refusal else together)
+                owners.setdefault(node, set()).add(own[core.node] if core.refusal else together)
     chosen: set[Use] = set()
     for core in cores:
         readers = _readers(core)
@@ -64,6 +66,12 @@ def side_operands(axis_map: AxisMap, attentions: Sequence[Sequence[Core]]) -> se
         if readers:
             chosen |= _grouped_inputs(axis_map, core)
     return chosen
+
+
+def _own(axis_map: AxisMap, core: Core) -> frozenset[fx.Node]:
+    """What a core's heads begin with: the query's weights, unless it selects from the query."""
+    selects = any(use in axis_map.selected for use in core.uses["query"])
+    return frozenset([core.node]) if selects else core.weights
 
 
 def _readers(core: Core) -> set[str]:

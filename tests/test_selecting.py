@@ -126,6 +126,27 @@ def test_a_layer_that_shares_a_weight_with_one_before_it_is_free_of_its_coupling
     assert slim.layers.b.k.weight.shape[0] == model.layers.b.k.weight.shape[0] // 2
 
 
+@pytest.mark.parametrize("kv_heads", [1, HEADS])
+def test_a_layer_that_shares_a_bias_too_selects_from_both(kv_heads):
+    """It has no head axis of a projection of its own, and the bias has the other layer's."""
+    bias = nn.Parameter(torch.randn(HEADS, 1, 1))
+
+    def core(q, k, v):
+        return ((q @ k.mT).relu() * bias).softmax(-1) @ v.expand(-1, HEADS, -1, -1)
+
+    model = Residual(a=Attention(kv_heads, core), b=SortedContext(kv_heads, core))
+    model.bias = bias
+    model.layers.b.q = model.layers.a.q
+    program = fxslim.capture(model, x := example())
+    first, second = fxslim.find_attention(program)
+    assert (first.prunable, second.prunable) == (True, False)
+    assert "sort (sort in layers.b) reads the head axis as a whole" in second.reason
+    slim = fxslim.narrow(program, fxslim.PruningPlan({first.name: [1, 3]}, 0.25))
+    with torch.no_grad():
+        model.layers.a.o.weight[:, [0, 1, 4, 5]] = 0
+    torch.testing.assert_close(slim(x), model(x))
+
+
 def test_one_weight_for_all_three_is_refused():
     class Stacked(Attention):
         def __init__(self):
