@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 import warnings
@@ -16,7 +17,7 @@ from torch import fx, nn
 from torch.compiler import set_stance
 from torch.utils import _pytree as pytree
 
-from fxslim.differences import largest_difference, outputs_of
+from fxslim.differences import largest_difference, outputs_of, result_of, tensors_in
 from fxslim.errors import CaptureError
 from fxslim.examples import Inputs, as_inputs, example_inputs_for
 from fxslim.exporting import (
@@ -113,7 +114,9 @@ def capture_call(
             notes.append(
                 "called with use_cache=False: cached keys and values would be graph outputs"
             )
-        expected = _call_once(callee, args, kwargs)
+        result = _call_once(callee, args, kwargs)
+        notes += _registered(result)
+        expected = tensors_in(result)
         callee = _with_names(callee, kwargs)
         exported = export(callee, args, kwargs, dynamic, notes, by_values=by_values)
     program = tidied(exported, model)
@@ -193,21 +196,33 @@ def _with_forward(model: nn.Module, forward: Callable[..., Any]) -> nn.Module:
     return other
 
 
-def _call_once(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[torch.Tensor]:
+def _call_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a model as it is first, so that what it computes once and keeps is not made by tracing.
 
     A function with a cache would hand fake tensors to its next caller.  A model that is given what
-    it may change (a key-value cache) is not called; it and one that fails have no outputs.
+    it may change (a key-value cache) is not called; it and one that fails have no result.
     """
     plain = (torch.Tensor, int, float, str, type(None))
     if not all(isinstance(x, plain) for x in pytree.tree_leaves((args, kwargs))):
-        return []
+        return None
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     with set_stance("force_eager"), suppress(Exception):
-        return outputs_of(model, args, kwargs)
-    return []  # export meets what failed again, and its reason is what users are told
+        return result_of(model, args, kwargs)
+    return None  # export meets what failed again, and its reason is what users are told
+
+
+def _registered(result: Any) -> Iterator[str]:
+    """Register the dataclasses of a result: `torch.export` takes only containers that are known."""
+    for leaf in pytree.tree_leaves(result):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            kind = type(leaf)
+            name = f"{kind.__module__}.{kind.__qualname__}"
+            torch.export.register_dataclass(kind, serialized_type_name=name)
+            yield (
+                f"registered {kind.__qualname__}, which the model returns "
+                "(torch.export.register_dataclass); so must be where the program is loaded"
+            )
+            yield from _registered(leaf)
 
 
 def _compare(program: fx.GraphModule, expected: Sequence[torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from fxslim.undisturbed import buffers_kept, seeded
 
-__all__ = ["largest_difference", "outputs_of"]
+__all__ = ["largest_difference", "outputs_of", "result_of", "tensors_in"]
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """The largest difference that counts as rounding, relative to the largest value of the output."""
@@ -20,9 +20,18 @@ def outputs_of(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[torch.Tensor]:
     """The tensors that a call returns, whatever holds them; with the same noise each time."""
+    return tensors_in(result_of(module, args, kwargs))
+
+
+def result_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a call returns, with the same noise each time."""
     with torch.no_grad(), seeded(), buffers_kept(module):
-        output = module(*args, **kwargs)
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        return module(*args, **kwargs)
+
+
+def tensors_in(result: Any) -> list[torch.Tensor]:
+    """The tensors of a result, in order."""
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 
 def largest_difference(expected: torch.Tensor, got: torch.Tensor) -> tuple[float, float]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import operator
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 from unittest import mock
 
@@ -98,7 +101,7 @@ def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, notes: list[str]
 ) -> ExportedProgram:
     failures: list[Exception] = []
-    given = pytree.tree_map_only(torch.Tensor, _without_base, (args, kwargs))
+    given = pytree.tree_map_only(torch.Tensor, _copied, (args, kwargs))
     for note, choice in _attempts(dynamic):
         for inputs in _example_variants(given, choice):
             try:
@@ -113,9 +116,13 @@ def _export(
     raise CaptureError(_explain(model, failures)) from failures[0]
 
 
-def _without_base(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is no view: export would compare a view's sizes with those of its base."""
-    return tensor.clone() if tensor._is_view() else tensor
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """An input that is nothing else, too.
+
+    Export takes two inputs that are one tensor for one input, an input that is a weight for the
+    weight, and compares the sizes of a view with those of its base.
+    """
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def _example_variants(
@@ -235,10 +242,25 @@ def _traced(
             chosen = (d for d in choice(leaf) if leaf.shape[d] != 1)
             shapes[leaf] = {d: ties.get((i, d), Dim.AUTO) for d in chosen}
     dynamic_shapes = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
-    exported: ExportedProgram = torch.export.export(
-        model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
-    )
+    with _without_partial_graph():
+        exported: ExportedProgram = torch.export.export(
+            model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+        )
     return exported
+
+
+@contextmanager
+def _without_partial_graph() -> Iterator[None]:
+    """Keep off stderr the graph so far, which PyTorch prints at a branch on data: more is tried."""
+    said, graph = io.StringIO(), ""
+    try:
+        with redirect_stderr(said):
+            yield
+    except Exception as error:
+        graph = getattr(error, "partial_fx_graph", "")
+        raise
+    finally:
+        sys.stderr.write(said.getvalue().replace(f"{graph}\n", "") if graph else said.getvalue())
 
 
 def _ties(values: Sequence[Any]) -> _Ties:

@@ -1,6 +1,7 @@
 """Capture: what goes in, what comes out, and what is said when it cannot be done."""
 
 import copy
+import dataclasses
 import functools
 import math
 import re
@@ -363,10 +364,11 @@ def where_listed(layer, x):
 @pytest.mark.parametrize(
     "branch", [if_many_are_positive, if_one_is_large, as_often_as_positive, where_listed]
 )
-def test_a_branch_on_values_is_the_examples_or_refused(branch):
+def test_a_branch_on_values_is_the_examples_or_refused(branch, capsys):
     model = Branching(branch).eval()
     with pytest.warns(UserWarning, match="the model branches on values in its inputs"):
         program = fxslim.capture(model, torch.ones(2, 7, WIDTH))
+    assert "def forward" not in capsys.readouterr().err  # as far as a try came
     slim = fxslim.compile(program, 0.5)
     done, refused = slim.meta["fxslim"], 0
     masked = without_heads(copy.deepcopy(model), done.sites, done.plan.kept)
@@ -484,6 +486,31 @@ def test_inputs_whose_batches_must_agree_get_one_symbol():
 
 
 # ----------------------------------------------------------------------------------- what comes out
+
+
+@pytest.mark.parametrize("example_inputs", ["one tensor twice", "a weight", "a buffer"])
+def test_inputs_that_are_one_tensor_stay_two(example_inputs):
+    class Two(Attention):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(example())
+            self.register_buffer("buffer", example())
+
+        def forward(self, x, y):
+            q, _, _ = self.heads(x + self.weight + self.buffer)
+            _, k, v = self.heads(y)
+            return self.o(merge(self.core(q, k, v)))
+
+    model, x, y = Two(), example(), example()
+    given = {
+        "one tensor twice": (x, x),
+        "a weight": (x, model.weight),
+        "a buffer": (model.buffer, x),
+    }
+    program = fxslim.capture(model, given[example_inputs], dynamic=False)
+    torch.testing.assert_close(program(x, y), model(x, y))
+    (site,) = fxslim.find_attention(program)
+    assert (site.prunable, site.is_cross) == (True, True)
 
 
 def test_no_weight_is_copied():
@@ -707,6 +734,42 @@ def test_pytorchs_reason_is_quoted():
     )
     assert said.splitlines()[-1].startswith("Try: other example_inputs (batch of 2 or more")
     assert type(caught.value.__cause__).__name__ == "RuntimeError"
+
+
+@dataclasses.dataclass
+class Inner:
+    """What the model's result holds beside the hidden states."""
+
+    half: torch.Tensor
+    name: str = "inner"
+
+
+@dataclasses.dataclass
+class Result:
+    """A container that `torch.export` does not know."""
+
+    hidden: torch.Tensor
+    inner: Inner | None = None
+
+
+def test_dataclasses_that_a_model_returns_are_registered():
+    class Returns(Attention):
+        def forward(self, x):
+            y = super().forward(x)
+            return Result(y, Inner(y / 2))
+
+    program = fxslim.capture(model := Returns(), x := example())
+    assert [note.split(",")[0] for note in notes(program)[:2]] == [
+        "registered Result",
+        "registered Inner",
+    ]
+    slim = fxslim.compile(program, 0.5)
+    got = slim(x)
+    assert (type(got), type(got.inner), got.inner.name) == (Result, Inner, "inner")
+    torch.testing.assert_close(got.inner.half, got.hidden / 2)
+    (site,) = slim.meta["fxslim"].sites
+    expected = without_heads(model, [site], slim.meta["fxslim"].plan.kept)(x)
+    torch.testing.assert_close(got.hidden, expected.hidden)
 
 
 def test_an_operator_without_a_row_is_taken_apart():

@@ -116,10 +116,12 @@ INCOMPARABLE = Difference(float("inf"), float("inf"))
 def compare(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> Difference:
     """The difference of two results; infinite where they differ in number, shape, NaN or infinity.
 
+    Nothing to compare is infinitely different, too.
+
     >>> compare([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 4.0])])
     Difference(absolute=2.0, relative=0.5)
     """
-    if len(actual) != len(expected):
+    if not expected or len(actual) != len(expected):
         return INCOMPARABLE
     total = NO_DIFFERENCE
     for ours, theirs in zip(actual, expected, strict=True):
