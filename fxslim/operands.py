@@ -11,7 +11,7 @@ from fxslim import graph
 from fxslim.analysis import AxisMap, Use
 from fxslim.axes import Axis, Dim, members, size
 from fxslim.follow import closure, operands_with, summed_axes, sums
-from fxslim.rules import row_for
+from fxslim.rules import Row, row_for
 from fxslim.weights import Weights
 
 __all__ = ["Operands", "find_operands", "normalised_dimension"]
@@ -49,12 +49,10 @@ def find_operands(axis_map: AxisMap, weights: Weights) -> Iterator[Operands]:
     finder = _Finder(axis_map, weights)
     for node in axis_map.dims:
         row = row_for(node) if node.op == "call_function" else None
-        if row is not None and row.attention is not None:
-            yield finder.whole(node, row.attention)
-        elif row is not None and row.probability:
-            operands = finder.around(node)
-            if operands is not None:
-                yield operands
+        operands = finder.ending_at(node, row) if row is not None else None
+        if operands is not None:
+            finder.contexts.update(operands.context)
+            yield operands
 
 
 def normalised_dimension(axis_map: AxisMap, node: fx.Node) -> int:
@@ -69,12 +67,43 @@ class _Finder:
         self.order = {node: i for i, node in enumerate(axis_map.program.graph.nodes)}
         self.contexts: set[fx.Node] = set()
 
+    def ending_at(self, node: fx.Node, row: Row) -> Operands | None:
+        """The operands of the attention whose probabilities `node` makes, if it makes any."""
+        if row.attention is not None:
+            return self.whole(node, row.attention)
+        if row.probability:
+            return self.around(node, normalised_dimension(self.axis_map, node))
+        weights = self._over_their_sum(node) if row.quotient else None
+        operands = self.around(*weights) if weights is not None else None
+        if operands is None or self.contexts.issuperset(operands.context):
+            return None  # a softmax came before, and its probabilities were scaled
+        return operands
+
+    def _over_their_sum(self, quotient: fx.Node) -> tuple[fx.Node, int] | None:
+        """What is divided by its own sum, and over which dimension; or values weighted by it are.
+
+        It is softmax spelt out with something more: exp(x) · mask / (sum of exp(x) · mask + eps).
+        """
+        contractions = self.axis_map.contractions
+        above, below = list(graph.arguments(quotient).values())[:2]
+        if not isinstance(above, fx.Node) or not isinstance(below, fx.Node):
+            return None
+
+        def back(node: fx.Node) -> Iterable[fx.Node]:
+            return () if node in contractions else graph.tensor_inputs(node)
+
+        weights = {above, *(c.operand for c in contractions.get(above, ()))}
+        totals = (contractions[n] for n in closure([below], back) if n in contractions)
+        for first, *more in totals:
+            if first.operand in weights and not more:
+                return first.operand, first.dimension
+        return None
+
     def whole(self, node: fx.Node, names: tuple[str, str, str]) -> Operands:
         """The operands of an operator that is a whole attention."""
         arguments = graph.arguments(node)
         query, key, value = (arguments[name] for name in names)
         dims = self.axis_map.of(node)
-        self.contexts.add(node)
         return Operands(
             node,
             tuple(axis for dim in dims[:-1] for axis in dim),
@@ -87,8 +116,8 @@ class _Finder:
             size(self.axis_map.seen_by(node, query)[-1]),
         )
 
-    def around(self, node: fx.Node) -> Operands | None:
-        """The contractions before and after an operator that makes probabilities.
+    def around(self, node: fx.Node, along: int) -> Operands | None:
+        """The contractions before and after an operator that makes probabilities along a dimension.
 
         The values are summed over the dimension that is normalised; in slot attention, which
         normalises over the queries, over another.
@@ -96,12 +125,9 @@ class _Finder:
         dims = self.axis_map.of(node)
         if not dims:
             return None
-        along = normalised_dimension(self.axis_map, node)
         others = [i for i in reversed(range(len(dims))) if i != along and dims[i]]
         found = (self._summed_over(node, position) for position in (along, *others))
-        operands = next((operands for operands in found if operands is not None), None)
-        self.contexts.update(operands.context if operands else ())
-        return operands
+        return next((operands for operands in found if operands is not None), None)
 
     def _summed_over(self, node: fx.Node, along: int) -> Operands | None:
         """The operands of a core whose values are summed over dimension `along`.
@@ -201,11 +227,12 @@ class _Finder:
             value = stack.pop()
             for user in value.users:
                 summed = sums(self.axis_map, user, value, keys)
-                if summed:
+                if summed and (others := self._others(user, value, path, own)):
                     context.append(user)
-                    values += self._others(user, value, path)
+                    values += others
                 elif (
-                    user not in path
+                    not summed
+                    and user not in path
                     and self._has(user, keys or own)
                     and own >= summed_axes(self.axis_map, user, value)
                 ):
@@ -216,8 +243,16 @@ class _Finder:
     def _has(self, node: fx.Node, axes: set[Axis]) -> bool:
         return node.op != "output" and bool(self.axis_map.axes(node) & axes)
 
-    def _others(self, user: fx.Node, operand: fx.Node, path: set[fx.Node]) -> list[fx.Node]:
-        """What the probabilities are multiplied by: in the contraction, or just before it."""
+    def _others(
+        self, user: fx.Node, operand: fx.Node, path: set[fx.Node], own: set[Axis]
+    ) -> list[fx.Node]:
+        """What the probabilities are multiplied by: in the contraction, or just before it.
+
+        Nothing in a sum of the probabilities alone, by which they may be divided: it has no axis
+        that is not their `own`.
+        """
         operands = [c.operand for c in self.axis_map.contractions[user]]
         others = [n for n in operands if n is not operand]
-        return others or [n for n in graph.tensor_inputs(operand) if n not in path]
+        if others or own >= self.axis_map.axes(user):
+            return others
+        return [n for n in graph.tensor_inputs(operand) if n not in path]

@@ -31,14 +31,16 @@ class Row:
     """What the table knows of an operator.
 
     `rule` gives the dims of its results, `resize` its shape constants after narrowing.
-    `probability` marks the operators that turn scores into attention weights along a dimension; an
-    operator that is a whole attention names its query, key and value in `attention`.  `by_position`
-    marks those whose values depend on the position, so that narrowing selects from the full result.
+    `probability` marks the operators that turn scores into attention weights along a dimension;
+    `quotient` those whose first operand is divided by the second; an operator that is a whole
+    attention names its query, key and value in `attention`.  `by_position` marks those whose values
+    depend on the position, so that narrowing selects from the full result.
     """
 
     rule: Rule
     resize: Resize | None = None
     probability: bool = False
+    quotient: bool = False
     attention: tuple[str, str, str] | None = None
     by_position: bool = False
 
@@ -131,6 +133,7 @@ RULES: dict[str, Row] = {
     "diag_embed": _READ_ALL,
     "diagonal": _READ_ALL,
     "diff": _READ_ALL,
+    "div": _row(views.elementwise, quotient=True),
     "dot": _row("k, k ->"),
     "dropout": _FIRST,
     "einsum": _row(products.einsum),

@@ -30,14 +30,19 @@ ROLES: tuple[Roles, ...] = (
 
 
 def block_mixed(axis_map: AxisMap, weights: Weights, cores: Sequence[Core]) -> None:
-    """Block the head axes that something else than an output projection sums over."""
-    ends = {(node, c.operand, c.dimension) for core in cores for node, c in core.ends}
+    """Block the head axes that something else than an output projection sums over.
+
+    What a projection sums the context with, head by head, may be more than a weight (a router).
+    """
+    ended: dict[fx.Node, set[Axis]] = {}
+    for node, contraction in (end for core in cores for end in core.ends):
+        ended.setdefault(node, set()).update(leaves(contraction.dim))
     heads = {leaf for core in cores for leaf in core.heads}
     for node, contractions in axis_map.contractions.items():
         why = Block("mixes the heads before their context is complete", node.name)
         for c in contractions:
-            if not weights.is_weight(c.operand) and (node, c.operand, c.dimension) not in ends:
-                block(tuple(heads.intersection(leaves(c.dim))), why)
+            if not weights.is_weight(c.operand):
+                block(tuple(heads.intersection(leaves(c.dim)) - ended.get(node, set())), why)
 
 
 def side_operands(axis_map: AxisMap, attentions: Sequence[Sequence[Core]]) -> set[Use]:

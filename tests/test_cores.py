@@ -477,6 +477,88 @@ def test_a_single_head_is_refused():
     assert site.reason == "there is one head only, so there is no head axis to cut"
 
 
+def over_its_sum(scores, v):
+    """A softmax that keeps away from zero."""
+    weights = scores.exp()
+    return weights / (weights.sum(-1, keepdim=True) + 1e-6) @ v
+
+
+def with_none_of_the_keys(scores, v):
+    """A softmax with a zero among the scores ("off by one")."""
+    largest = scores.amax(-1, keepdim=True)
+    weights = (scores - largest).exp()
+    total = weights.sum(-1, keepdim=True) + (-largest).exp()
+    return weights / total.expand_as(weights) @ v
+
+
+def masked(scores, v):
+    """The masked weights have a sum of their own."""
+    weights = scores.exp() * torch.ones(scores.shape[-2:]).tril()
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-6) @ v
+
+
+def divided_afterwards(scores, v):
+    """The context is divided in place of the weights."""
+    weights = scores.exp()
+    return weights @ v / weights.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "attend", [over_its_sum, with_none_of_the_keys, masked, divided_afterwards]
+)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_weights_may_be_divided_by_their_own_sum(attend, dynamic):
+    model = Residual(a=Attention(core=lambda q, k, v: attend(q @ k.mT, v)))
+    program = fxslim.capture(model, example(), dynamic=dynamic)
+    (found,) = fxslim.find_attention(program)
+    assert (found.prunable, found.num_heads, found.head_dim) == (True, HEADS, HEAD_DIM)
+    assert fxslim.compile(program, 0.5).meta["fxslim"].max_difference < 1e-6
+
+
+def test_probabilities_that_are_divided_by_their_sum_are_no_second_attention():
+    """Masked after the softmax, they are normalised again (AllenNLP's masked softmax)."""
+
+    def core(q, k, v):
+        p = (q @ k.mT).softmax(-1) * torch.ones(q.shape[-2], k.shape[-2]).tril()
+        return p / (p.sum(-1, keepdim=True) + 1e-13) @ v
+
+    (found,) = sites_of(Residual(a=Attention(core=core)))
+    assert (found.prunable, found.cores) == (True, ("softmax",))
+
+
+def test_a_kernel_that_is_divided_by_what_queries_make_of_all_keys_is_no_attention():
+    """Linear attention: the weights are never there, neither is their sum."""
+
+    class Linear(Attention):
+        def context(self, x):
+            q, k, v = (y.exp() for y in self.heads(x))
+            return merge(q @ (k.mT @ v) / (q @ k.sum(2, keepdim=True).mT))
+
+    assert sites_of(Linear()) == []
+
+
+def test_each_head_may_be_routed_to_output_projections_of_its_own():
+    """SwitchHead's: one sum over heads, of context, weight and router."""
+
+    class Experts(Attention):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(HEADS, 3, HEAD_DIM, WIDTH))
+            self.router = nn.Linear(WIDTH, 3 * HEADS)
+
+        def forward(self, x):
+            context = self.core(*self.heads(x))
+            gates = self.router(x).sigmoid().unflatten(-1, (HEADS, 3))
+            return torch.einsum("bhtd,hedw,bthe->btw", context, self.experts, gates)
+
+    program = fxslim.capture(Experts(), example())
+    (found,) = fxslim.find_attention(program)
+    assert [projection.weight for projection in found.output] == ["experts"]
+    slim = fxslim.compile(program, 0.5)
+    assert slim.meta["fxslim"].max_difference < 1e-6
+    assert slim.get_parameter("router.weight").shape == (3 * HEADS // 2, WIDTH)
+
+
 def test_scores_may_be_distances():
     class Distances(Attention):
         def context(self, x):

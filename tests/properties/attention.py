@@ -214,7 +214,7 @@ class Attention(nn.Module):
                 scores = torch.einsum("bhqd,bhkd->bhqk", q * self.scale, k)
                 p, extra = self._probabilities(scores, bias)
                 return torch.einsum("bhqk,bhkd->bhqd", p, v), extra
-            case "eager":
+            case "eager" | "spelt":
                 p, extra = self._probabilities(q @ k.transpose(2, 3) / (1 / self.scale), bias)
                 return p @ v, extra
             case "in_pieces":
@@ -262,6 +262,9 @@ class Attention(nn.Module):
         if spec.sinks:
             sinks = self.sinks.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
             p = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+        elif spec.core == "spelt":
+            p = (scores - scores.amax(-1, keepdim=True)).exp()
+            p = p / (p.sum(-1, keepdim=True) + 1e-9)
         else:
             p = scores.softmax(-1)
         if spec.coupling == "talking_after":

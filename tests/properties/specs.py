@@ -148,7 +148,9 @@ CROSS_PROJECTIONS = [
     "on_top",
 ]  # fmt: skip
 PROJECTIONS = {True: SELF_PROJECTIONS, False: CROSS_PROJECTIONS}
-CORES = ["sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa", "in_pieces"]
+CORES = [
+    "sdpa", "eager", "merged", "baddbmm", "einsum", "grouped", "sdpa_gqa", "in_pieces", "spelt",
+]  # fmt: skip
 NEED_SCORES = {"talking_before", "talking_after", "probabilities", "max_of_scores"}
 DISTRACTORS = [
     "router", "top_experts", "pooling", "squeeze", "softmax_gate", "linear_attention", "similarity",
