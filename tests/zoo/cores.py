@@ -1,8 +1,8 @@
 """Count the attention cores of a graph without asking the library: what it should find.
 
-A core is an SDPA call, or a softmax whose input derives from a product of two activations and whose
-result reaches another one. Written from the operators' names alone, and none of it is shared with
-`fxslim`, so that the two can disagree.
+A core is an SDPA call, or a softmax (or exponentials that are summed) whose input derives from a
+product of two activations and whose result reaches another one. Written from the operators' names
+alone, and none of it is shared with `fxslim`, so that the two can disagree.
 """
 
 from __future__ import annotations
@@ -43,10 +43,17 @@ def _is_core(node: fx.Node) -> bool:
     if _operator(node) in _SDPA:
         return True
     return (
-        _operator(node) in _SOFTMAX
+        (_operator(node) in _SOFTMAX or _is_summed_exponential(node))
         and _reaches_product(node, lambda n: n.all_input_nodes)
         and _reaches_product(node, lambda n: n.users)
     )
+
+
+def _is_summed_exponential(node: fx.Node) -> bool:
+    users = [
+        user for n in (node, *node.users) if _operator(n) in ("exp", "mul") for user in n.users
+    ]
+    return _operator(node) == "exp" and any(_operator(user) == "sum" for user in users)
 
 
 def _reaches_product(softmax: fx.Node, neighbours: Neighbours) -> bool:

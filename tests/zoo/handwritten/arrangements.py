@@ -69,6 +69,18 @@ class Shared(nn.Module):
         return x
 
 
+class SpeltOut(SplitHeads):
+    """Softmax of what a mask leaves, spelt out: exponentials over their sum, away from zero."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Divide the values' sum by that of the weights."""
+        scores = self.scores(query, key)
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        length = scores.shape[-1]
+        weights = weights * torch.ones(length, length).tril()
+        return weights @ value / (weights.sum(-1, keepdim=True) + 1e-6)
+
+
 class Experts(nn.Module):
     """A dense mixture of experts: the softmax of the router is no attention."""
 
@@ -150,6 +162,12 @@ def albert() -> Example:
 
 
 @expects(attentions=2, prunable=2)
+def spelt_out() -> Example:
+    """Softmax in five operators."""
+    return Stack(lambda: Layer(SpeltOut())), (hidden_states(),)
+
+
+@expects(attentions=2, prunable=2)
 def experts() -> Example:
     """Transformer layers with a router."""
     return Stack(lambda: Layer(SplitHeads(), Experts())), (hidden_states(),)
@@ -187,5 +205,6 @@ ENTRIES: tuple[Entry, ...] = (
     memory,
     parallel,
     pooled,
+    spelt_out,
     squeeze_excite,
 )

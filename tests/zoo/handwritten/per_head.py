@@ -22,6 +22,8 @@ from tests.zoo.handwritten.common import (
 
 __all__ = ["ENTRIES"]
 
+_EXPERTS = 3
+
 
 class HeadModules(nn.Module):
     """Every head a module with an attention of its own; their contexts lie side by side."""
@@ -177,6 +179,25 @@ class ContextNorm(SplitHeads):
         return self.norm(super().attend(query, key, value))
 
 
+class RoutedOutput(SplitHeads):
+    """Every head has output projections of its own, which a router weighs (SwitchHead)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(HEADS, _EXPERTS, HEAD_DIM, WIDTH) * 0.1)
+        self.output = nn.Identity()
+        self.router = nn.Linear(WIDTH, HEADS * _EXPERTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One sum over heads, experts and channels."""
+        query, key, value = (
+            self.split(projection(x), HEADS) for projection in (self.query, self.key, self.value)
+        )
+        context = self.attend(query, key, value)
+        gates = self.router(x).sigmoid().unflatten(-1, (HEADS, _EXPERTS))
+        return torch.einsum("bhtd,hedw,bthe->btw", context, self.experts, gates)
+
+
 def _stack(attention: type[nn.Module]) -> Example:
     return Stack(lambda: Layer(attention())), (hidden_states(),)
 
@@ -224,6 +245,12 @@ def head_sink() -> Example:
 
 
 @expects(attentions=2, prunable=2)
+def routed_output() -> Example:
+    """Experts in place of an output projection."""
+    return _stack(RoutedOutput)
+
+
+@expects(attentions=2, prunable=2)
 def query_key_norm() -> Example:
     """Norms before the scores."""
     return _stack(QueryKeyNorm)
@@ -245,4 +272,5 @@ ENTRIES: tuple[Entry, ...] = (
     head_stack,
     head_weights,
     query_key_norm,
+    routed_output,
 )
