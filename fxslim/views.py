@@ -18,9 +18,11 @@ __all__ = [
     "elementwise",
     "expand",
     "first_against_all",
+    "into_windows",
     "like_first",
     "meshgrid",
     "others_read",
+    "out_of_windows",
     "permute",
     "read_everything",
     "reads",
@@ -122,6 +124,28 @@ def spatial(rank: int) -> Callable[[Call], list[Dims]]:
         return [(*dims[:kept], *_new(call, s[kept:], "resampled")) for s in call.shapes]
 
     return rule
+
+
+def into_windows(call: Call) -> list[Dims]:
+    """(..., channels, height, width): each channel's windows of positions become channels."""
+    dims = call.operand(call.tensors()[0])
+    at = len(dims) - 3
+    for dim in dims[at + 1 :]:
+        call.reads(dim)
+    (shape,) = call.shapes
+    (window,) = _new(call, [shape[at] // size(dims[at])], "puts the positions of windows there")
+    return [(*dims[:at], (*dims[at], *window), *_new(call, shape[at + 1 :], "counts its windows"))]
+
+
+def out_of_windows(call: Call) -> list[Dims]:
+    """The inverse: each channel's windows are put back, and added where they overlap."""
+    dims, (shape,) = call.operand(call.tensors()[0]), call.shapes
+    at = len(shape) - 3
+    sizes = [shape[at], size(dims[at]) // shape[at]]
+    channels, window = regroup([dims[at]], sizes, call.why("groups its channels"))
+    for dim in (window, *dims[at + 1 :]):
+        call.reads(dim)
+    return [(*dims[:at], channels, *_new(call, shape[at + 1 :], "is made of windows"))]
 
 
 # ---------------------------------------------------------------------- new brackets, new order

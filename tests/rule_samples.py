@@ -59,6 +59,7 @@ SAMPLES = [
     # the same, element by element
     sample("a b, a b -> a b", aten.add.Tensor, x(2, 3), x(2, 3)),
     sample("a b c, b 1 -> a b c", aten.add.Tensor, x(2, 3, 4), x(3, 1), alpha=2),
+    sample("a b c, a b 1 -> a b c", aten.div.Tensor, x(2, 3, 4), positive(2, 3, 1)),
     sample("a b -> a b", aten.mul.Scalar, x(2, 3), 2.0),
     sample("a b -> a b", aten.gelu.default, x(2, 3), approximate="tanh"),
     sample("a b, b -> a b", aten.maximum.default, x(2, 3), x(3)),
@@ -639,7 +640,7 @@ SAMPLES = [
         x(3),
     ),
     sample(
-        "a! b! c! d! -> e! f! g!",
+        "a b c! d! -> a (b e!) f!",
         aten.im2col.default,
         x(2, 3, 4, 4),
         [2, 2],
@@ -647,6 +648,28 @@ SAMPLES = [
         [0, 0],
         [1, 1],
     ),
+    sample(
+        "a (b c!) d! -> a b e! f!",
+        aten.col2im.default,
+        x(2, 12, 9),
+        [4, 4],
+        [2, 2],
+        [1, 1],
+        [0, 0],
+        [1, 1],
+    ),
+    sample(
+        "(a b!) c! -> a d! e!",
+        aten.col2im.default,
+        x(12, 9),
+        [4, 4],
+        [2, 2],
+        [1, 1],
+        [0, 0],
+        [1, 1],
+    ),
+    sample("a (b c!) d! e! -> a b f! g!", aten.pixel_shuffle.default, x(2, 8, 3, 3), 2),
+    sample("a b c! d! -> a (b e!) f! g!", aten.pixel_unshuffle.default, x(2, 2, 4, 6), 2),
     # normalising
     sample("a b c!, c!, c! -> a b c!", aten.layer_norm.default, x(2, 3, 4), [4], x(4), x(4)),
     sample("a b! c! -> a b! c!", aten.layer_norm.default, x(2, 3, 4), [3, 4]),
@@ -1020,7 +1043,5 @@ SAMPLES = [
         False,
     ),
     sample("a! b! -> c! d!", aten.multinomial.default, positive(2, 5), 3),
-    sample("a! b! c! d! -> e! f! g! h!", aten.pixel_shuffle.default, x(2, 8, 3, 3), 2),
-    sample("a! b! c! d! -> e! f! g! h!", aten.pixel_unshuffle.default, x(2, 2, 4, 6), 2),
     sample("a!, b! c! -> d! e!", aten.searchsorted.Tensor, torch.arange(5.0), x(2, 3)),
 ]
