@@ -156,6 +156,7 @@ class _Finder:
         if not (projected[0] or learned) or not all(projected[1:]):
             return None
         reason = why_headless(self.axis_map, self.weights, parts, candidates)
+        mixing = {"query": self._projections([parts.node], candidates)}
         single, ends = self._single(parts) if reason == ONE_HEAD else ((), [])
         if single:
             projections["value"] = self._projections(parts.value, set(single))
@@ -168,6 +169,7 @@ class _Finder:
             is_cross=self._is_cross(parts),
             projections=projections,
             ends=tuple(ends),
+            side=self._side(parts, mixing, candidates, ends),
             uses=parts.uses,
             refusal="" if single else reason,
         )

@@ -76,7 +76,7 @@ def side_operands(axis_map: AxisMap, attentions: Sequence[Sequence[Core]]) -> se
 def _own(axis_map: AxisMap, core: Core) -> frozenset[fx.Node]:
     """What a core's heads begin with: the query's weights, unless it selects from the query."""
     selects = any(use in axis_map.selected for use in core.uses["query"])
-    return frozenset([core.node]) if selects else core.weights
+    return frozenset([core.node]) if selects or not core.weights else core.weights
 
 
 def _readers(core: Core) -> set[str]:

@@ -147,6 +147,56 @@ def test_a_layer_that_shares_a_bias_too_selects_from_both(kv_heads):
     torch.testing.assert_close(slim(x), model(x))
 
 
+class Biased(Attention):
+    """Heads that have a bias each, added to their scores; these may talk before."""
+
+    def __init__(self, bias, kv_heads=HEADS, repeated=torch.clone, talks=False):
+        super().__init__(kv_heads)
+        self.bias, self.repeated = bias, repeated
+        self.talk = nn.Linear(HEADS, HEADS, bias=False) if talks else nn.Identity()
+
+    def context(self, x):
+        q, k, v = self.heads(x)
+        scores = self.talk((q @ self.repeated(k).mT).movedim(1, 3)).movedim(3, 1)
+        return merge((scores + self.bias).softmax(-1) @ self.repeated(v))
+
+
+def interleaved(x):
+    """Each KV head for two query heads that lie beside each other."""
+    return x.repeat_interleave(2, 1)
+
+
+def tiled(x):
+    """Each KV head for every other query head."""
+    return x.repeat(1, 2, 1, 1)
+
+
+def test_a_bias_of_layers_that_group_otherwise_and_share_their_keys_is_selected_from():
+    """Together the layers' groups lie across each other, and neither had heads."""
+    bias = nn.Parameter(torch.randn(HEADS, 1, 1))
+    model = Residual(a=Biased(bias, 2, tiled), b=Biased(bias, 2, interleaved))
+    model.layers.b.k = model.layers.a.k
+    program = fxslim.capture(model, x := example())
+    first, second = fxslim.find_attention(program)
+    assert (first.unit, second.unit) == (((0, 2), (1, 3)), ((0, 1), (2, 3)))
+    plan = fxslim.PruningPlan({first.name: [1, 3], second.name: [2, 3]}, 0.5)
+    slim = fxslim.narrow(program, plan)
+    torch.testing.assert_close(slim(x), without_heads(model, [first, second], plan.kept)(x))
+
+
+def test_a_bias_that_is_added_to_heads_that_talked_is_selected_from():
+    """Only after they talked have they the bias's heads, and those of the values."""
+    bias = nn.Parameter(torch.randn(HEADS, 1, 1))
+    model = Residual(a=Biased(bias), b=Biased(bias, talks=True))
+    model.layers.b.v = model.layers.a.v
+    program = fxslim.capture(model, x := example())
+    first, second = fxslim.find_attention(program)
+    assert (first.prunable, second.prunable) == (True, False)
+    plan = fxslim.PruningPlan({first.name: [0, 2]}, 0.25)
+    slim = fxslim.narrow(program, plan)
+    torch.testing.assert_close(slim(x), without_heads(model, [first], plan.kept)(x))
+
+
 def test_one_weight_for_all_three_is_refused():
     class Stacked(Attention):
         def __init__(self):
