@@ -45,6 +45,8 @@ class AttentionSpec:
             return None  # a query head lies beside one KV head, and attends to another
         if self.is_grouped and self.output == "picked":
             return None  # picked from the product of groups and their heads
+        if self.coupling == "flat_query_norm" and self.core == "in_pieces" and self.head_dim == 1:
+            return None  # a piece of one channel is picked from what is normalised
         if self.coupling in READ_ELSEWHERE and self.projection in ONE_WEIGHT:
             return None  # queries, keys and values are cut together
         return self.heads > 1 and self.coupling in ("none", *READ_ELSEWHERE)
