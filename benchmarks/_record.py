@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,27 @@ class Record:
 
     Args:
         path: The JSON file; read if it is there, and written at every change. None keeps no file.
-        settings: What figures depend on.
+        tasks: The tasks that figures may be added of.
+        settings: What their figures depend on; other tasks in the file may have others.
         environment: Where they were last added to.
 
     Raises:
-        ValueError: The file has figures of other settings.
+        ValueError: The file has figures of one of the tasks with other settings.
     """
 
-    def __init__(self, path: Path | None, settings: Row, environment: Row) -> None:
+    def __init__(
+        self, path: Path | None, tasks: Sequence[str], settings: Row, environment: Row
+    ) -> None:
         self._path = path
-        self.content: dict[str, Any] = {"settings": settings, "dense": {}, "rows": []}
+        self.content: dict[str, Any] = {"settings": {}, "dense": {}, "rows": []}
         if path is not None and path.is_file():
             self.content = json.loads(path.read_text())
-            if self.content["settings"] != settings:
+        for task in tasks:
+            known = self.content["settings"].setdefault(task, settings)
+            if known != settings:
                 raise ValueError(
-                    f"{path} has figures of other settings: {self.content['settings']}, "
-                    f"not {settings}; give another file"
+                    f"{path} has figures of {task} with other settings: {known}, not {settings}; "
+                    "give another file"
                 )
         self.content["environment"] = environment
 

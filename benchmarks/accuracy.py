@@ -232,7 +232,8 @@ def report(record: Record, png: Path | None) -> None:
 def main(
     device: Device = "cpu",
     json: Annotated[
-        Path | None, typer.Option("--json", help="Keep the figures here; those there stay.")
+        Path | None,
+        typer.Option("--json", help="Keep the figures here; those there stay, and are shown, too."),
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the curves to this file.")] = None,
     task: Annotated[list[TaskName], typer.Option(help="May be repeated.")] = TASK_NAMES,
@@ -276,7 +277,7 @@ def main(
     points = list(product(sparsity, (False, True) if repair is None else (repair,)))
     try:
         chosen = choices(criterion, seeds, scope)
-        record = Record(json, settings, environment(device))
+        record = Record(json, task, settings, environment(device))
         for name in task:
             run(name.value, setup, chosen, points, record)
     except (FxslimError, MissingPackage, ValueError) as error:

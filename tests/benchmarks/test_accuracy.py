@@ -50,7 +50,7 @@ def measured(path, monkeypatch, names=("fisher", "random", "inc")):
         return tiny()
 
     monkeypatch.setitem(accuracy.TASKS, "encoder", build)
-    record = Record(path, SETTINGS, {})
+    record = Record(path, ["encoder"], SETTINGS, {})
     chosen = choices(names, 2, "global")
     points = [(sparsity, repair) for sparsity in (0.25, 0.5) for repair in (False, True)]
     accuracy.run("encoder", Setup(Sources(path.parent)), chosen, points, record)
@@ -80,9 +80,16 @@ def test_a_run_is_taken_up_again(tmp_path, monkeypatch):
 
 def test_figures_of_other_settings_are_not_mixed(tmp_path):
     path = tmp_path / "figures.json"
-    Record(path, SETTINGS, {}).write()
-    with pytest.raises(ValueError, match=r"figures\.json has figures of other settings"):
-        Record(path, {"items": 6}, {})
+    Record(path, ["encoder"], SETTINGS, {}).write()
+    with pytest.raises(ValueError, match=r"figures of encoder with other settings: {'items': 5}"):
+        Record(path, ["decoder", "encoder"], {"items": 6}, {})
+
+
+def test_a_file_may_have_tasks_with_settings_of_their_own(tmp_path):
+    path = tmp_path / "figures.json"
+    Record(path, ["encoder"], SETTINGS, {}).write()
+    both = Record(path, ["decoder"], {"items": 6}, {})
+    assert both.content["settings"] == {"encoder": SETTINGS, "decoder": {"items": 6}}
 
 
 def test_the_slim_model_is_what_the_plan_says(tmp_path, monkeypatch):
