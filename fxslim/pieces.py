@@ -65,7 +65,8 @@ def sliced(call: Call) -> list[Dims]:
     dim = dims[position]
     length, width, step = size(dim), call.shapes[0][position], call.number("step")
     start = call.bound("start", length, 0)
-    if _depends_on_input(call):
+    whole = width == length and call.arguments["start"] in (None, 0)
+    if _depends_on_input(call) and not whole:  # heads folded into the batch end at its multiple
         call.reads(_numbers(dim), "cuts it at a length that depends on the input")
         if not graph.is_symbolic(length):
             return [replaced(dims, position, fresh(width, call.why("cut by the input")))]

@@ -144,26 +144,34 @@ class SiteBuilder:
         return tuple(found.values())
 
     def _outputs(self) -> tuple[Projection, ...]:
-        found: dict[str, Projection] = {}
+        found: dict[tuple[str, int], Projection] = {}
         for node, contraction in self.ends:
-            for weight in self.weights.summed_with(node, contraction) or ():
-                for projection in self._project(weight, node, summing=True):
-                    found.setdefault(projection.weight, projection)
+            for weight, summed in (self.weights.summed_with(node, contraction) or {}).items():
+                for projection in self._project(weight, node, summed=summed):
+                    found.setdefault((projection.weight, projection.dim), projection)
         return tuple(found.values())
 
     def _project(
-        self, weight: fx.Node, user: fx.Node, *, own: bool = True, summing: bool = False
+        self,
+        weight: fx.Node,
+        user: fx.Node,
+        *,
+        own: bool = True,
+        summed: Sequence[int] | None = None,
     ) -> Iterable[Projection]:
-        """`weight` as a projection: of every head's own positions, or of those that heads share."""
-        bias = None if summing else self.weights.bias_of(user, weight)
+        """`weight` as a projection: of every head's own positions, or of those that heads share.
+
+        An output projection is one by the dimensions that are `summed` over.
+        """
+        bias = self.weights.bias_of(user, weight) if summed is None else None
         every = list(range(len(self.heads)))
         for position, dim in enumerate(self.axis_map.of(weight)):
             carried = self._leaves_in(dim)
-            if carried:
+            if carried and (summed is None or position in summed):
                 shared = carried if own else _shared(carried, dim)
                 others = [leaf for leaf in carried if leaf not in shared]
                 found = positions_along(self.heads, shared, dim, others)
-                if found is None or (summing and sorted(set(found[1].tolist())) != every):
+                if found is None or (summed and sorted(set(found[1].tolist())) != every):
                     self.partial.append(weight)
                     continue
                 bias = bias and full_name(self.axis_map.program, bias)

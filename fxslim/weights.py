@@ -92,13 +92,25 @@ class Weights:
         """The parameters behind a weight that carry any of `axes`."""
         return [s for s in self.sources.get(node, ()) if self.axis_map.axes(s) & axes]
 
-    def summed_with(self, node: fx.Node, contraction: Contraction) -> list[fx.Node] | None:
-        """The parameters that `node` sums `contraction` against; None if there is none."""
+    def summed_with(
+        self, node: fx.Node, contraction: Contraction
+    ) -> dict[fx.Node, list[int]] | None:
+        """The parameters that `node` sums `contraction` against; None if there is none.
+
+        Each with the dimensions that are summed over.  A gate that is made from all heads for all
+        heads has them twice; where it is rearranged first, both of its dimensions count.
+        """
         axes = set(leaves(contraction.dim))
         for other in self.axis_map.contractions[node]:
             if self.sources.get(other.operand) and set(leaves(other.dim)) & axes:
-                return self.behind(other.operand, axes)
+                found = self.behind(other.operand, axes)
+                own = [other.dimension]
+                return {w: own if w is other.operand else self._carrying(w, axes) for w in found}
         return None
+
+    def _carrying(self, weight: fx.Node, axes: set[Axis]) -> list[int]:
+        """The dimensions of a parameter that have any of `axes`."""
+        return [d for d, dim in enumerate(self.axis_map.of(weight)) if set(leaves(dim)) & axes]
 
     def bias_of(self, product: fx.Node, weight: fx.Node) -> str | None:
         """The name of the parameter that `product` adds to what it makes of `weight`."""

@@ -79,6 +79,13 @@ def split_at_a_symbol(y, slopes):
     return one.view(b, HEADS, s, WIDTH).transpose(1, 2).reshape(b, s, HEADS * WIDTH)
 
 
+def sliced_to_the_end(y, slopes):
+    b, s, _ = y.shape
+    heads = y.view(b, s, HEADS, WIDTH).transpose(1, 2).reshape(b * HEADS, s, WIDTH)
+    whole = heads[: b * HEADS]
+    return whole.view(b, HEADS, s, WIDTH).transpose(1, 2).reshape(b, s, HEADS * WIDTH)
+
+
 def side_by_side_in_the_batch(y, slopes):
     heads = torch.cat(y.split(WIDTH, -1))
     return torch.cat(heads.split(y.shape[0]), -1)
@@ -116,6 +123,7 @@ BETWEEN = [
     tiled_heads,
     sliced_length,
     split_at_a_symbol,
+    sliced_to_the_end,
     side_by_side_in_the_batch,
     chunks_of_the_batch,
     lists_of_the_batch,

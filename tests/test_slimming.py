@@ -52,6 +52,32 @@ def test_a_head_that_is_zero_in_part_stays():
     assert_computes_the_same(slim, model, x)
 
 
+class Gated(Attention):
+    """Each head's context is gated by what a layer makes of all heads' contexts."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(HEADS * HEAD_DIM, HEADS * HEAD_DIM)
+
+    def forward(self, x):
+        context = self.context(x)
+        return self.o(context * self.gate(context).sigmoid())
+
+
+def test_a_head_that_gates_of_others_read_stays():
+    model, x = Gated(), example()
+    output = fxslim.find_attention(fxslim.capture(model, x))[0].output
+    assert [(p.weight, p.dim) for p in output] == [("gate.weight", 1), ("o.weight", 1)]
+    zero_heads(model.o, 1, 2)
+    zero_heads(model.gate, 2)
+    with torch.no_grad():
+        model.gate.weight[HEAD_DIM : 2 * HEAD_DIM] = 0
+    slim = fxslim.model_slim(model, x)
+    assert kept(slim) == {"attention": [0, 1, 3]}
+    assert slim.get_parameter("gate.weight").shape == (3 * HEAD_DIM, 3 * HEAD_DIM)
+    assert_computes_the_same(slim, model, x)
+
+
 def test_an_attention_that_is_all_zero_goes():
     model = Residual(a=Attention(), b=Attention())
     zero_heads(model.layers["a"].o, *range(HEADS))
