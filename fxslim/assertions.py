@@ -28,9 +28,10 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from fxslim.graph import guards_of
 
-__all__ = ["assert_inputs"]
+__all__ = ["assert_inputs", "relied_on"]
 
 _TORCH = Path(torch.__file__).parent
+_CALLS = _TORCH / "nn" / "modules" / "module.py"
 
 _ASSERT_SCALAR = torch.ops.aten._assert_scalar.default
 
@@ -54,8 +55,7 @@ def assert_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
                 asserted.dtype(place, value.dtype)
                 for dim, n in enumerate(value.shape):
                     asserted.size(place, dim, n)
-        guards = guards_of(n.meta.get("val") for n in exported.graph.find_nodes(op="placeholder"))
-        for relation in dict.fromkeys(relation for guard, relation in guards if _matters(guard)):
+        for relation in relied_on(exported):
             asserted.relation(relation)
     for node in program.graph.find_nodes(op="call_function", target=_ASSERT_SCALAR):
         fits, said = node.args
@@ -64,11 +64,21 @@ def assert_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
         node.args = (fits, _said("the values of the inputs are not those", wanted))
 
 
+def relied_on(exported: ExportedProgram) -> dict[sympy.Basic, None]:
+    """The relations of input sizes that the model's code branched on, in order."""
+    guards = guards_of(n.meta.get("val") for n in exported.graph.find_nodes(op="placeholder"))
+    return dict.fromkeys(relation for guard, relation in guards if _matters(guard))
+
+
 def _matters(guard: Any) -> bool:
-    """Whether the model's code branched here, or PyTorch's on a number (of chunks, say)."""
+    """Whether the model's code branched here, or PyTorch's on a number (of chunks, say).
+
+    What compiled code branches on counts for the Python that called it: a module's call, often,
+    which branches on nothing itself.
+    """
     frame = guard.sloc.framework_loc
     path = Path(getattr(frame, "filename", ""))
-    if not path.is_relative_to(_TORCH) or path.is_relative_to(_TORCH / "nn"):
+    if not path.is_relative_to(_TORCH) or (path.is_relative_to(_TORCH / "nn") and path != _CALLS):
         return True
     return isinstance(guard.expr, sympy.Eq) and any(side.is_number for side in guard.expr.args)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 from typing import Any
 from unittest import mock
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx, nn
 from torch._subclasses import meta_utils
@@ -17,6 +18,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
+from fxslim.assertions import relied_on
 from fxslim.errors import CaptureError
 from fxslim.follow import closure
 from fxslim.graph import fixed_size, guards_of, holds
@@ -109,7 +111,7 @@ def _export(
             except Exception as error:  # noqa: BLE001  whatever PyTorch raises is its reason
                 failures.append(error)
             else:
-                if inputs is not given and _fixes_batch(exported, inputs):
+                if inputs is not given and not _takes(exported, inputs, given):
                     continue
                 notes.append(note)
                 return exported
@@ -140,12 +142,19 @@ def _example_variants(
     yield inputs
 
 
-def _fixes_batch(exported: ExportedProgram, inputs: Any) -> bool:
-    """Whether the model takes a batch of this size only."""
-    tensors = [
-        value for value in _input_values(exported, inputs) if isinstance(value, torch.Tensor)
-    ]
-    return any(value.ndim and fixed_size(value.shape[0]) is not None for value in tensors)
+def _takes(exported: ExportedProgram, inputs: Any, given: Any) -> bool:
+    """Whether what was traced with `inputs` takes a batch of another size, that of `given`."""
+    sizes: dict[sympy.Expr, int] = {}
+    values = _input_values(exported, inputs)
+    for value, leaf in zip(values, pytree.tree_leaves(given), strict=True):
+        if isinstance(value, torch.Tensor) and value.ndim:
+            shape: Sequence[Any] = value.shape
+            if fixed_size(shape[0]) is not None:
+                return False
+            for symbolic, size in zip(shape, leaf.shape, strict=True):
+                if fixed_size(symbolic) is None:
+                    sizes[symbolic.node.expr] = size
+    return all(relation.xreplace(sizes) != sympy.false for relation in relied_on(exported))
 
 
 def _input_values(exported: ExportedProgram, inputs: Any) -> list[Any]:

@@ -457,6 +457,45 @@ def test_a_batch_of_one_that_the_model_fixes_stays_one():
     assert fxslim.compile(program, 0.5).meta["fxslim"].max_difference < 1e-6
 
 
+def test_a_batch_of_one_on_another_side_of_a_branch_stays_one():
+    """Doubled, it would be captured for what the model does to larger inputs."""
+
+    class Halved(Attention):
+        def forward(self, x):
+            return super().forward(x / 2 if x.shape[0] * x.shape[1] > 9 else x)
+
+    model, x = Halved(), example(1, 7)
+    with pytest.warns(UserWarning, match=re.escape("takes 'x' of (1, symbolic, 6) only")):
+        program = fxslim.capture(model, x)
+    torch.testing.assert_close(program(x), model(x))
+    with pytest.raises(AssertionError, match="dimension 1 .* .at most 9.; capture"):
+        program(example(1, 10))
+
+
+def test_how_a_view_is_laid_out_is_no_branch_of_the_model():
+    """PyTorch compares its sizes with those of a batch of one; Enformer's length fixes the rest."""
+
+    class Shifted(Attention):
+        """Half of the positions; what is relative to a query is shifted to the keys."""
+
+        def __init__(self):
+            super().__init__(core=self.shifted)
+
+        def forward(self, x):
+            return super().forward(x[:, : x.shape[1] // 2])
+
+        def shifted(self, q, k, v):
+            _, heads, n, _ = q.shape
+            distances = torch.arange(2 * n - 1)[:, None] * torch.ones(HEAD_DIM) / math.log(n)
+            relative = nn.functional.pad(q @ distances.T, (1, 0)).reshape(-1, heads, 2 * n, n)
+            relative = relative[:, :, 1:].reshape(-1, heads, n, 2 * n - 1)[..., :n]
+            return (q @ k.mT + relative).softmax(-1) @ v
+
+    model, x = Shifted(), example(1, 8)
+    program = fxslim.capture(model, example(2, 8))
+    torch.testing.assert_close(program(x), model(x))
+
+
 def test_only_sizes_that_occur_twice_are_tied():
     """A bound of one length is no reason to leave the batches apart."""
 
