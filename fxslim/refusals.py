@@ -55,10 +55,14 @@ def why_inseparable(
         if source & axis_map.axes(operand) and graph.operator_name(user) != "mul"
     }
 
-    def behind(node: fx.Node) -> Iterable[fx.Node]:
-        return (user for user in node.users if axis_map.axes(user) & heads)
+    def summed(node: fx.Node) -> bool:
+        return any(heads & set(leaves(c.dim)) for c in axis_map.contractions.get(node, ()))
 
-    return _UNPROJECTED if added and added & closure(parts.context, behind).keys() else ""
+    def behind(node: fx.Node) -> Iterable[fx.Node]:
+        return (u for u in node.users if axis_map.axes(u) & heads and not summed(u))
+
+    after = closure(parts.context, behind).keys() - set(parts.context)  # a mask joins in before
+    return _UNPROJECTED if added & after else ""
 
 
 def projecting(axis_map: AxisMap, weights: Weights, operand: fx.Node) -> Iterator[Contraction]:

@@ -66,7 +66,8 @@ def side_operands(axis_map: AxisMap, attentions: Sequence[Sequence[Core]]) -> se
         readers = _readers(core)
         for use, ancestors in core.side.items():
             shared = any(len(owners[node]) > 1 for node in ancestors)
-            if shared or any(node.name in readers for node in _related(ancestors, cores)):
+            related = _related(ancestors, cores)
+            if shared or any(n.name in readers for node in related for n in (node, *node.users)):
                 chosen.add(use)
         if readers:
             chosen |= _grouped_inputs(axis_map, core)

@@ -143,6 +143,31 @@ def test_an_attention_without_an_output_projection_is_refused(layers):
     assert [site.reason for site in sites_of(Unprojected(layers))] == [reason] * layers
 
 
+class GatedMask(nn.Module):
+    """As in WavLM: what each head's share of the stream says weighs the positions for it."""
+
+    def __init__(self, norm):
+        super().__init__()
+        width = HEADS * HEAD_DIM
+        self.embed, self.qkv = nn.Linear(WIDTH, width), nn.Linear(width, 3 * width)
+        self.gate, self.o = nn.Linear(HEAD_DIM, 1), nn.Linear(width, width)
+        self.norm, self.out = norm(width), nn.Linear(width, WIDTH)
+
+    def forward(self, x):
+        x = self.norm(self.embed(x))
+        mask = self.gate(split(x)).sigmoid() * torch.arange(x.shape[1])
+        context = scaled_dot_product_attention(*map(split, self.qkv(x).chunk(3, -1)), mask)
+        return self.out(x + self.o(merge(context)))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.Identity])
+def test_a_mask_of_the_streams_own_channels_is_not_added_to_the_context(norm):
+    slim = fxslim.compile(GatedMask(norm), 0.5, example_inputs=example())
+    (site,) = slim.meta["fxslim"].sites
+    assert (site.prunable, site.reason) == (True, "")
+    assert slim.get_parameter("embed.weight").shape == (HEADS * HEAD_DIM, WIDTH)
+
+
 class AddedToQueries(Attention):
     """Queries that what they are made from is added to."""
 
