@@ -89,7 +89,9 @@ def compile(
 
     Returns:
         A `GraphModule` called as the model is, with ``meta["fxslim"]`` a `Report`.  Where the model
-        as a whole does not export: a copy of it with the submodules that do replaced.
+        as a whole does not export: a copy of it with the submodules that do replaced.  Weights that
+        are neither narrowed nor refitted are the model's own tensors: to train either without the
+        other, ``copy.deepcopy`` it first.
 
     Raises:
         ValueError, TypeError: a bad argument, before any work.
