@@ -10,7 +10,7 @@ from fxslim import graph
 from fxslim.analysis import AxisMap, Use
 from fxslim.axes import Axis, blocks, leaves
 from fxslim.calls import Contraction
-from fxslim.follow import closure
+from fxslim.follow import closure, summed_axes
 from fxslim.operands import Operands
 from fxslim.weights import Weights
 
@@ -55,11 +55,9 @@ def why_inseparable(
         if source & axis_map.axes(operand) and graph.operator_name(user) != "mul"
     }
 
-    def summed(node: fx.Node) -> bool:
-        return any(heads & set(leaves(c.dim)) for c in axis_map.contractions.get(node, ()))
-
     def behind(node: fx.Node) -> Iterable[fx.Node]:
-        return (u for u in node.users if axis_map.axes(u) & heads and not summed(u))
+        onward = (user for user in node.users if not heads & summed_axes(axis_map, user, node))
+        return (user for user in onward if axis_map.axes(user) & heads)
 
     after = closure(parts.context, behind).keys() - set(parts.context)  # a mask joins in before
     return _UNPROJECTED if added & after else ""
