@@ -68,4 +68,11 @@ class Record:
         """Write the file, if there is one."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(self.content, indent=1) + "\n")
+            self._path.write_text(_json(self.content))
+
+
+def _json(content: Row) -> str:
+    """The file's text: one row a line, for those who compare two versions of it."""
+    lines = ",\n".join(json.dumps(row) for row in content["rows"])
+    rest = json.dumps({**content, "rows": []}, indent=1)
+    return rest.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n"

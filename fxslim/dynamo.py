@@ -19,7 +19,7 @@ from torch import fx, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._guards import TracingContext, compile_context, tracing
 
-from fxslim.exporting import decompositions
+from fxslim.functional import decompositions
 from fxslim.graph import attribute
 from fxslim.partial import Call, captured_call
 from fxslim.program import Program

@@ -72,6 +72,8 @@ def test_a_run_is_taken_up_again(tmp_path, monkeypatch):
     path = tmp_path / "figures.json"
     first, _ = measured(path, monkeypatch, ["inc"])
     assert json.loads(path.read_text())["rows"] == first.rows
+    rows = [line for line in path.read_text().splitlines() if '"criterion"' in line]
+    assert [json.loads(line.rstrip(",")) for line in rows] == first.rows  # a row a line
     again, made = measured(path, monkeypatch, ["inc"])
     assert (made, again.rows) == (0, first.rows)
     more, made = measured(path, monkeypatch, ["inc", "magnitude"])
