@@ -11,9 +11,8 @@ from fxslim.rules import RULES, Row
 HEAD = """# The operators that fxslim knows
 
 Rendered from `fxslim/rules.py` by `python docs/render.py`; a test keeps it current. Operators that
-PyTorch tags as pointwise (all operands and results run together) or as reductions (the reduced
-dimensions are read as a whole) need no row. An operator that is neither here nor tagged is refused:
-the sites whose heads it touches say so, by its name.
+PyTorch tags as pointwise (all operands and results run together) need no row. An operator that is
+neither here nor tagged is refused: the sites whose heads it touches say so, by its name.
 
 A letter that is only on the left is summed over; `!` marks what is read as a whole.
 

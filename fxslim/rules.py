@@ -3,8 +3,8 @@
 A row says which axes of the operands and results are the same, which are summed over and which the
 operator reads as a whole: as a string in the grammar of `fxslim.notation` where that suffices, as a
 function otherwise.  Where an operator's arguments are shape constants, the row says how they follow
-from the axes (`fxslim.resize`).  An operator that PyTorch tags as pointwise or as a reduction needs
-no row.  An operator without a row is refused: the analysis blocks whatever it touches.
+from the axes (`fxslim.resize`).  An operator that PyTorch tags as pointwise needs no row.  An
+operator without a row is refused: the analysis blocks whatever it touches.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ _ENUMERATE = _row(views.create, by_position=True)
 _READ_ALL = _row(views.read_everything)
 _SPATIAL = {rank: _row(views.spatial(rank)) for rank in (1, 2, 3)}
 _READ_DIM = _row(views.reads("dim"))
+_REDUCE = _row(views.reduce)
 _SOFTMAX = _row(views.reads("dim"), probability=True)
 _SPLIT = _row(pieces.split, resize.split_sizes)
 
@@ -92,8 +93,15 @@ RULES: dict[str, Row] = {
     "addr": _row("m n, m, n -> m n"),
     "affine_grid_generator": _READ_ALL,
     "alias": _FIRST,
+    "all": _REDUCE,
     "alpha_dropout": _FIRST,
+    "amax": _REDUCE,
+    "amin": _REDUCE,
+    "aminmax": _REDUCE,
+    "any": _REDUCE,
     "arange": _ENUMERATE,
+    "argmax": _REDUCE,
+    "argmin": _REDUCE,
     "argsort": _READ_DIM,
     "as_strided": _READ_ALL,
     "avg_pool1d": _SPATIAL[1],
@@ -124,6 +132,7 @@ RULES: dict[str, Row] = {
     "conv_transpose3d": _row(products.transposed_convolution, resize.groups("weight", "groups")),
     "copy": _row(products.written_over),
     "copy_": _row(products.written_over),
+    "count_nonzero": _REDUCE,
     "cross": _READ_DIM,
     "cummax": _READ_DIM,
     "cummin": _READ_DIM,
@@ -175,34 +184,40 @@ RULES: dict[str, Row] = {
     "index_select": _row(indexing.index_select, resize.constant_index),
     "instance_norm": _row(products.instance_norm),
     "isin": _row(views.first_against_all),
-    "kthvalue": _row(views.reduce),
+    "kthvalue": _REDUCE,
     "layer_norm": _row(products.normalised),
+    "ldexp": _SAME,
+    "leaky_relu": _FIRST,
     "lift_fresh_copy": _FIRST,
-    "linalg_vector_norm": _row(views.reduce),
+    "linalg_vector_norm": _REDUCE,
     "linear": _row("... k, n k, n -> ... n"),
     "linspace": _ENUMERATE,
     "log_sigmoid": _FIRST,
     "log_softmax": _SOFTMAX,
     "logcumsumexp": _READ_DIM,
     "logspace": _ENUMERATE,
-    "logsumexp": _row(views.reduce),
+    "logsumexp": _REDUCE,
     "lstm": _READ_ALL,
     "masked_fill": _SAME,
     "masked_scatter": _READ_ALL,
     "masked_select": _READ_ALL,
     "matmul": _row(products.matmul),
+    "max": _row(views.extremum),
     "max_pool1d": _SPATIAL[1],
     "max_pool2d": _SPATIAL[2],
     "max_pool2d_with_indices": _SPATIAL[2],
     "max_pool3d": _SPATIAL[3],
     "max_pool3d_with_indices": _SPATIAL[3],
-    "median": _row(views.reduce),
+    "mean": _REDUCE,
+    "median": _REDUCE,
     "meshgrid": _row(views.meshgrid),
+    "min": _row(views.extremum),
     "mm": _row("m k, k n -> m n"),
-    "mode": _row(views.reduce),
+    "mode": _REDUCE,
     "multinomial": _READ_ALL,
     "multiply": _SAME,
     "mv": _row("m k, k -> m"),
+    "nansum": _REDUCE,
     "native_dropout": _FIRST,
     "native_group_norm": _READ_ALL,
     "native_layer_norm": _row(products.normalised),
@@ -211,6 +226,7 @@ RULES: dict[str, Row] = {
     "new_ones": _CREATE,
     "new_zeros": _CREATE,
     "nonzero": _READ_ALL,
+    "norm": _REDUCE,
     "normal": _READ_ALL,
     "numpy_T": _row(views.reverse),
     "one_hot": _row("... -> ... n"),
@@ -223,6 +239,7 @@ RULES: dict[str, Row] = {
     "pixel_unshuffle": _row(views.into_windows),
     "polar": _SAME,
     "prelu": _row(products.channelwise),
+    "prod": _REDUCE,
     "quantile": _READ_ALL,
     "rand": _ENUMERATE,
     "rand_like": _FIRST,
@@ -259,6 +276,8 @@ RULES: dict[str, Row] = {
     "split_with_sizes": _SPLIT,
     "squeeze": _row(views.view, resize.unit_dims),
     "stack": _row(together.stack),
+    "std": _REDUCE,
+    "std_mean": _REDUCE,
     "stft": _READ_ALL,
     "sum": _row(views.sum_over),
     "t": _row(views.transpose),
@@ -284,6 +303,8 @@ RULES: dict[str, Row] = {
     "upsample_nearest2d": _SPATIAL[2],
     "upsample_nearest3d": _SPATIAL[3],
     "upsample_trilinear3d": _SPATIAL[3],
+    "var": _REDUCE,
+    "var_mean": _REDUCE,
     "vdot": _row("k, k ->"),
     "view": _VIEW,
     "view_as": _row(views.view_as),
@@ -294,12 +315,10 @@ RULES: dict[str, Row] = {
     "zeros_like": _FIRST,
 }
 
-_BY_TAG = {torch.Tag.pointwise: _SAME, torch.Tag.reduction: _row(views.reduce)}
-
 
 def row_for(node: fx.Node) -> Row | None:
     """The row of the operator that `node` calls; None where there is none."""
     row = RULES.get(graph.operator_name(node))
     if row is None and isinstance(node.target, torch._ops.OpOverload):
-        row = next((row for tag, row in _BY_TAG.items() if tag in node.target.tags), None)
+        return _SAME if torch.Tag.pointwise in node.target.tags else None
     return row

@@ -17,6 +17,7 @@ __all__ = [
     "create",
     "elementwise",
     "expand",
+    "extremum",
     "first_against_all",
     "into_windows",
     "like_first",
@@ -217,6 +218,11 @@ def repeat_interleave(call: Call) -> list[Dims]:
 def reduce(call: Call) -> list[Dims]:
     """`dim` (all where there is none) read as a whole, and gone or a unit after it."""
     return _reduced(call, contract=False)
+
+
+def extremum(call: Call) -> list[Dims]:
+    """Two tensors element by element; of one, `dim` (all where there is none) read as a whole."""
+    return elementwise(call) if len(call.tensors()) == 2 else reduce(call)
 
 
 def sum_over(call: Call) -> list[Dims]:
