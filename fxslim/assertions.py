@@ -28,7 +28,7 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from fxslim.graph import guards_of
 
-__all__ = ["assert_inputs", "relied_on"]
+__all__ = ["assert_inputs", "assertions_in", "relied_on"]
 
 _TORCH = Path(torch.__file__).parent
 _CALLS = _TORCH / "nn" / "modules" / "module.py"
@@ -57,11 +57,15 @@ def assert_inputs(program: fx.GraphModule, exported: ExportedProgram) -> None:
                     asserted.size(place, dim, n)
         for relation in relied_on(exported):
             asserted.relation(relation)
-    for node in program.graph.find_nodes(op="call_function", target=_ASSERT_SCALAR):
-        fits, said = node.args
-        found = re.search("expression (.*) on node", str(said))
-        wanted = found[1] if found else str(said)
-        node.args = (fits, _said("the values of the inputs are not those", wanted))
+    for wanted, node in assertions_in(program.graph):
+        node.args = (node.args[0], _said("the values of the inputs are not those", wanted))
+
+
+def assertions_in(graph: fx.Graph) -> list[tuple[str, fx.Node]]:
+    """What `torch.export` lets a program assert of values in its inputs, and where."""
+    nodes = graph.find_nodes(op="call_function", target=_ASSERT_SCALAR)
+    found = ((re.search("expression (.*) on node", str(n.args[1])), n) for n in nodes)
+    return [(said[1] if said else str(n.args[1]), n) for said, n in found]
 
 
 def relied_on(exported: ExportedProgram) -> dict[sympy.Basic, None]:

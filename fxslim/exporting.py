@@ -14,10 +14,14 @@ import torch
 from torch import nn
 from torch._subclasses import meta_utils
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import (
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    canonicalize_bool_expr,
+)
 from torch.utils import _pytree as pytree
 
-from fxslim.assertions import relied_on
+from fxslim.assertions import assertions_in, relied_on
 from fxslim.errors import CaptureError
 from fxslim.functional import functional
 from fxslim.graph import fixed_size, guards_of, holds
@@ -29,6 +33,9 @@ __all__ = [
     "export",
     "length_dims",
 ]
+
+_TELLS = "_log_real_tensor_propagation"
+"""The method of PyTorch that is told which side of a branch is taken by the example's values."""
 
 Choice = Callable[[torch.Tensor], list[int]]
 """The dimensions of an input that are to be symbolic."""
@@ -74,6 +81,8 @@ def export(
     """
     if not by_values:
         return _export(model, args, kwargs, dynamic, notes)
+    if not hasattr(ShapeEnv, _TELLS):
+        raise CaptureError("this version of PyTorch does not tell which sides it takes")
     propagated = torch._functorch.config.patch(fake_tensor_propagate_real_tensors=True)
     with propagated, mock.patch.object(meta_utils, "_safe_copy", _copy_values, create=True):
         exported = _export(model, args, kwargs, dynamic, notes)
@@ -192,11 +201,32 @@ def _traced(
             chosen = (d for d in choice(leaf) if leaf.shape[d] != 1)
             shapes[leaf] = {d: ties.get((i, d), Dim.AUTO) for d in chosen}
     dynamic_shapes = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
-    with _without_partial_graph():
+    with _without_partial_graph(), _decisions() as decided:
         exported: ExportedProgram = torch.export.export(
             model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
         )
+    said = {relation for relation, _ in assertions_in(exported.graph)}
+    for relation in map(str, map(canonicalize_bool_expr, decided)):
+        if relation not in said:
+            raise CaptureError(f"the program would not assert what it was traced for: {relation}")
     return exported
+
+
+@contextmanager
+def _decisions() -> Iterator[list[sympy.Basic]]:
+    """What tracing takes for true because it is true of the example's values.
+
+    PyTorch asserts it in the program, but not of all that it reads: 2.13 forgets a number that is
+    compared and nothing more, 2.9 truth values.
+    """
+    decided: list[sympy.Basic] = []
+
+    def keep(_: ShapeEnv, expression: sympy.Basic, found: sympy.Basic) -> None:
+        sides = {sympy.true: expression, sympy.false: sympy.Not(expression)}
+        decided.append(sides.get(found, sympy.Eq(expression, found)))
+
+    with mock.patch.object(ShapeEnv, _TELLS, keep, create=True):
+        yield decided
 
 
 @contextmanager

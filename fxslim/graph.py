@@ -12,7 +12,8 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
-from torch._guards import detect_fake_mode
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from fxslim.axes import SYMBOLIC
 
@@ -22,6 +23,7 @@ __all__ = [
     "attribute",
     "constant",
     "example_size",
+    "fake_mode_of",
     "fixed_size",
     "generic_size",
     "guards_of",
@@ -102,9 +104,15 @@ def holds(relation: Any) -> bool:
     return left == right
 
 
+def fake_mode_of(values: Iterable[Any]) -> FakeTensorMode | None:
+    """What made these fake tensors: not what somebody who calls us from tracing makes his with."""
+    leaves = pytree.tree_leaves(list(values))
+    return next((value.fake_mode for value in leaves if isinstance(value, FakeTensor)), None)
+
+
 def guards_of(values: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """What tracing relied on about the sizes of fake tensors: guards, each with its relation."""
-    mode = detect_fake_mode(list(values))
+    mode = fake_mode_of(values)
     environment = mode.shape_env if mode is not None else None
     if environment is not None:
         yield from ((guard, environment.replace(guard.expr)) for guard in environment.guards)

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import detect_fake_mode
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxslim.analysis import AxisMap
 from fxslim.axes import Axis, leaves, resolve, size
 from fxslim.calls import Dims
-from fxslim.graph import attribute, is_symbolic
+from fxslim.graph import attribute, fake_mode_of, is_symbolic
 
 __all__ = [
     "GraphPass",
@@ -99,7 +98,7 @@ def isolate(node: fx.Node, dims: Dims, axes: Iterable[Axis]) -> Isolated:
 
 def infer_shapes(program: fx.GraphModule) -> None:
     """Infer a fake tensor for every node that has none."""
-    mode = detect_fake_mode([n.meta.get("val") for n in program.graph.nodes])
+    mode = fake_mode_of(n.meta.get("val") for n in program.graph.nodes)
     assert mode is not None, "a program without fake tensors in node.meta['val']"
     with mode, torch.no_grad(), enable_python_dispatcher():
         for node in program.graph.nodes:

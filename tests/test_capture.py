@@ -385,6 +385,23 @@ def test_a_branch_on_values_is_the_examples_or_refused(branch, capsys):
     assert 0 < refused < 6
 
 
+def if_a_number_is_large(layer, x):
+    return layer(x) if x.max().item() > 2 else x
+
+
+def test_a_branch_that_the_program_would_not_assert_is_refused():
+    """PyTorch forgets a number that is compared and nothing more."""
+    model = Branching(if_a_number_is_large).eval()
+    with pytest.raises(fxslim.CaptureError, match="Could not guard on data-dependent expression"):
+        fxslim.capture(model, torch.ones(2, 7, WIDTH))
+    with pytest.warns(UserWarning, match="captured in parts: attention"):
+        slim = fxslim.compile(model, 0.5, (torch.ones(2, 7, WIDTH),))
+    done = fxslim.Report.of(slim)
+    masked = without_heads(copy.deepcopy(model), done.sites, done.plan.kept)
+    for x in (torch.ones(2, 7, WIDTH), 3 * torch.ones(2, 7, WIDTH)):
+        torch.testing.assert_close(slim(x), masked(x))
+
+
 def test_a_part_that_takes_all_values_comes_before_a_program_that_does_not():
     model = Branching(if_one_is_large).eval()
     with pytest.warns(UserWarning, match="captured in parts: attention"):
