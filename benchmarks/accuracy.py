@@ -207,11 +207,15 @@ def written(
     return f"{value:,.1f}" if figures[0]["logarithmic"] else f"{value:.3f}"
 
 
-def report(record: Record, png: Path | None) -> None:
-    """A table for every task and metric, and the picture with the first metric of every task."""
+def report(record: Record, names: Sequence[str], png: Path | None) -> None:
+    """A table for every task and metric, and the picture with the first metric of every task.
+
+    Criteria are shown in the order of `names`, others not.
+    """
     panels = []
     for task, dense in record.dense.items():
-        rows = [row for row in record.rows if row["task"] == task]
+        rows = [row for row in record.rows if row["task"] == task and row["criterion"] in names]
+        rows.sort(key=lambda row: names.index(row["criterion"]))
         for metric, figures in dense.items():
             bounds = (figures | {"value": figures[end]} for end in ("low", "high"))
             between = " to ".join(written([bound]) for bound in bounds)
@@ -238,7 +242,8 @@ def main(
     png: Annotated[Path | None, typer.Option(help="Draw the curves to this file.")] = None,
     task: Annotated[list[TaskName], typer.Option(help="May be repeated.")] = TASK_NAMES,
     criterion: Annotated[
-        list[str], typer.Option(help="A criterion or a rival; may be repeated. All by default.")
+        list[str],
+        typer.Option(help="A criterion or a rival, to run and to show; may be repeated."),
     ] = EVERY,
     sparsity: Annotated[list[float], typer.Option(help="May be repeated.")] = SPARSITIES,
     repair: Annotated[
@@ -254,6 +259,7 @@ def main(
         Path, typer.Option(help="Folder with the wheels; trained weights are kept there.")
     ] = DATA,
     threads: Annotated[int, typer.Option(help="Of the processor.")] = 1,
+    show: Annotated[bool, typer.Option("--show", help="Run nothing: show what is kept.")] = False,
 ) -> None:
     """Prune by every criterion at every sparsity, and judge on text and images not used for that.
 
@@ -277,12 +283,13 @@ def main(
     points = list(product(sparsity, (False, True) if repair is None else (repair,)))
     try:
         chosen = choices(criterion, seeds, scope)
-        record = Record(json, task, settings, environment(device))
-        for name in task:
+        tasks = [] if show else task
+        record = Record(json, tasks, settings, environment(device))
+        for name in tasks:
             run(name.value, setup, chosen, points, record)
     except (FxslimError, MissingPackage, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
-    report(record, png)
+    report(record, list(dict.fromkeys(choice.name for choice in chosen)), png)
 
 
 if __name__ == "__main__":

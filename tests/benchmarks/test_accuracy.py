@@ -128,7 +128,7 @@ def test_tables_fit_80_columns_and_a_picture_is_drawn(tmp_path, monkeypatch):
     record, _ = measured(tmp_path / "figures.json", monkeypatch, [])
     console = Console(file=io.StringIO(), width=80)
     monkeypatch.setattr(_common, "console", console)
-    accuracy.report(record, tmp_path / "curves.png")
+    accuracy.report(record, [row["criterion"] for row in record.rows], tmp_path / "curves.png")
     printed = console.file.getvalue()
     for heading in (
         "25 %",
@@ -141,6 +141,19 @@ def test_tables_fit_80_columns_and_a_picture_is_drawn(tmp_path, monkeypatch):
     for name in ("weight_product", "torch-pruning-global", "random, highest"):
         assert f" {name} " in printed
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_kept_is_shown_as_it_is_asked_for(tmp_path, monkeypatch):
+    path = tmp_path / "figures.json"
+    measured(path, monkeypatch)
+    kept = path.read_text()
+    console = Console(file=io.StringIO(), width=80)
+    monkeypatch.setattr(_common, "console", console)
+    accuracy.main(json=path, criterion=["inc", "fisher"], show=True)
+    printed = console.file.getvalue()
+    assert 0 < printed.index(" inc ") < printed.index(" fisher ")
+    assert " random" not in printed
+    assert path.read_text() == kept
 
 
 def test_an_unknown_criterion_is_refused():
