@@ -1023,7 +1023,14 @@ SAMPLES = [
     sample("a! b! -> c! d!", aten.fft_rfft.default, x(2, 4)),
     sample("a! b! -> c! d!", aten.fft_rfft2.default, x(2, 4)),
     sample("a! b! -> c!", aten.quantile.scalar, x(2, 4), 0.5, 1),
-    sample("a! b! -> c! d! e!", aten.stft.default, x(2, 16), 4, return_complex=True),
+    sample(
+        "a! b!, c! -> d! e! f!",
+        aten.stft.default,
+        x(2, 16),
+        4,
+        window=positive(4),
+        return_complex=True,
+    ),
     *(
         sample(
             "a! b! c!, 1 d! e!, f! g!, h! i!, j!, k! -> l! m! n!, 1 o! p!",
