@@ -20,7 +20,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from torch._guards import TracingContext, compile_context, tracing
 
 from fxslim.functional import decompositions
-from fxslim.graph import attribute
+from fxslim.graph import attribute, fake_mode_of
 from fxslim.partial import Call, captured_call
 from fxslim.program import Program
 from fxslim.tidying import tidy
@@ -143,7 +143,10 @@ def _functional(
 
     table: dict[Any, Callable[..., Any]] = {}
     while True:
-        with tracing(copy.copy(TracingContext.try_get())):  # what tracing notes there is its own
+        context = copy.copy(TracingContext.try_get())  # what tracing notes there is its own
+        if context is not None:
+            context.fake_mode = fake_mode_of(example_inputs) or context.fake_mode
+        with tracing(context):
             traced, signature = aot_export_module(
                 graph_module,
                 list(example_inputs),
