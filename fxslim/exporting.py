@@ -222,8 +222,10 @@ def _decisions() -> Iterator[list[sympy.Basic]]:
     decided: list[sympy.Basic] = []
 
     def keep(_: ShapeEnv, expression: sympy.Basic, found: sympy.Basic) -> None:
-        sides = {sympy.true: expression, sympy.false: sympy.Not(expression)}
-        decided.append(sides.get(found, sympy.Eq(expression, found)))
+        if found in (sympy.true, sympy.false):
+            decided.append(expression if found == sympy.true else sympy.Not(expression))
+        else:
+            decided.append(sympy.Eq(expression, found))
 
     with mock.patch.object(ShapeEnv, _TELLS, keep, create=True):
         yield decided
