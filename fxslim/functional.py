@@ -24,11 +24,11 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     """
     _detach_frozen(exported)
     table = decompositions(exported.graph)
-    functional: ExportedProgram = exported.run_decompositions(table)
-    while more := decompositions(functional.graph, table):
+    program: ExportedProgram = exported.run_decompositions(table)
+    while more := decompositions(program.graph, table):
         table |= more
-        functional = functional.run_decompositions(table)
-    return functional
+        program = program.run_decompositions(table)
+    return program
 
 
 def _detach_frozen(exported: ExportedProgram) -> None:

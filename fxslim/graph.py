@@ -105,7 +105,7 @@ def holds(relation: Any) -> bool:
 
 
 def fake_mode_of(values: Iterable[Any]) -> FakeTensorMode | None:
-    """What made these fake tensors: not what somebody who calls us from tracing makes his with."""
+    """The mode that fake tensors were made in, whichever one is active around us."""
     leaves = pytree.tree_leaves(list(values))
     return next((value.fake_mode for value in leaves if isinstance(value, FakeTensor)), None)
 
