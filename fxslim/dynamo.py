@@ -138,7 +138,7 @@ def trace(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Traced
 def _functional(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any]
 ) -> tuple[fx.GraphModule, Any]:
-    """The graph in functional ATen calls, and its signature; see `exporting.export`."""
+    """The graph in functional ATen calls, and its signature; see `functional.functional`."""
     from torch._functorch.aot_autograd import aot_export_module  # loads Dynamo, which takes long
 
     table: dict[Any, Callable[..., Any]] = {}

@@ -106,8 +106,8 @@ def holds(relation: Any) -> bool:
 
 def fake_mode_of(values: Iterable[Any]) -> FakeTensorMode | None:
     """The mode that fake tensors were made in, whichever one is active around us."""
-    leaves = pytree.tree_leaves(list(values))
-    return next((value.fake_mode for value in leaves if isinstance(value, FakeTensor)), None)
+    leaves = (leaf for value in values for leaf in pytree.tree_leaves(value))
+    return next((leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor)), None)
 
 
 def guards_of(values: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
